@@ -1,0 +1,1 @@
+"""Pruning and compression of neural networks in JAX."""
