@@ -1,0 +1,90 @@
+"""The contract of a pruning method: a NamedTuple of functions, as optax's GradientTransformation is."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Tree = Any
+
+
+class StepInfo(NamedTuple):
+    """What a training step hands to a method's after_step, inside jit.
+
+    Attributes:
+      step: () int32, the step that has just been taken, from 0.
+      key: the run's PRNG key; fold the step in before use.
+      grads: the gradient of the loss at `params_before`, a tree like params.
+      params_before, params: the weights before and after the step.
+      gates: the gates during the step.
+      hyper: the arrays that the method's `hyper` named.
+      loss: (params, gates) -> () float32, the batch's loss without dropout.
+    """
+
+    step: jax.Array
+    key: jax.Array
+    grads: Tree
+    params_before: Tree
+    params: Tree
+    gates: Tree
+    hyper: dict[str, jax.Array]
+    loss: Callable[[Tree, Tree], jax.Array]
+
+
+def _no_trainable(params, gates):
+    return {}
+
+
+def _no_state(params, gates):
+    return {}
+
+
+def _same_gates(gates, trainable):
+    return gates
+
+
+def _no_penalty(params, gates, trainable):
+    return jnp.float32(0)
+
+
+def _nothing_after_step(info, state):
+    return state
+
+
+def _keep_gates(key, params, gates, trainable, state, target, end_of_epoch):
+    return gates
+
+
+def _nothing_to_report(gates, state):
+    return state, {}, []
+
+
+class Method(NamedTuple):
+    """A pruning method. Everything but `prune` and `end_epoch` is traced into the training step.
+
+    Attributes:
+      hyper: numbers that enter the step as arrays, so that changing one does not recompile.
+      rates: the learning rate of each label of trainable leaves; the label "weights" is the network's own.
+      prune_every: steps between calls of prune inside an epoch; 0 prunes at epoch ends only.
+      init: (params, gates) -> state, the method's own pytree of arrays.
+      init_trainable: (params, gates) -> dict of label -> tree; leaves that the optimizer trains at rates[label].
+      training_gates: (gates, trainable) -> the gates of the training forward pass.
+      penalty: (params, gates, trainable) -> () float32, added to the training loss.
+      after_step: (StepInfo, state) -> state.
+      prune: (key, params, gates, trainable, state, target, end_of_epoch) -> gates. Called outside jit; target is the
+        closed fraction that the schedule asks for now, and at the end of an epoch it is met exactly.
+      end_epoch: (gates, state) -> (state, columns, lines): extra columns of metrics.csv and lines for the console,
+        after which the epoch's statistics start anew. Called outside jit, before the epoch's pruning.
+    """
+
+    hyper: dict[str, float] = {}
+    rates: dict[str, float] = {}
+    prune_every: int = 0
+    init: Callable = _no_state
+    init_trainable: Callable = _no_trainable
+    training_gates: Callable = _same_gates
+    penalty: Callable = _no_penalty
+    after_step: Callable = _nothing_after_step
+    prune: Callable = _keep_gates
+    end_epoch: Callable = _nothing_to_report

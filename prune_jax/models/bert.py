@@ -1,0 +1,111 @@
+"""BERT (Devlin et al., 2019, arXiv:1810.04805) with gated dense layers: an encoder and one head."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from prune_jax.models.gated import GatedDense
+
+_init = nn.initializers.normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """Geometry. `num_labels` is the width of the head; a regression task has one output and a head called regressor."""
+
+    vocab_size: int
+    num_layers: int
+    d_model: int
+    num_heads: int
+    d_ff: int
+    num_labels: int = 2
+    regression: bool = False
+    max_positions: int = 512
+    type_vocab_size: int = 2
+    dropout: float = 0.1
+    layer_norm_eps: float = 1e-12
+    dtype: Any = jnp.float32
+
+
+class Dropout(nn.Module):
+    """Inverted dropout that draws 16 random bits a unit, not 32: on CPU the bits are most of its cost.
+
+    The rate is exact to 2^-16. Needs the rng stream "dropout" unless deterministic.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        if deterministic or self.rate == 0.0:
+            return x
+        drop = round(self.rate * 65536)
+        keep = jax.random.bits(self.make_rng("dropout"), x.shape, jnp.uint16) >= drop
+        return jnp.where(keep, x * (65536 / (65536 - drop)), 0).astype(x.dtype)
+
+
+class Layer(nn.Module):
+    """One post-LayerNorm block: self-attention, then a gelu feed-forward layer, each with a residual connection."""
+
+    cfg: BertConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, bias: jax.Array, deterministic: bool) -> jax.Array:
+        cfg = self.cfg
+        batch, length, _ = x.shape
+        heads, depth = cfg.num_heads, cfg.d_model // cfg.num_heads
+
+        def dense(features, name):
+            return GatedDense(features, cfg.dtype, name=name)
+
+        def dropout(y):
+            return Dropout(cfg.dropout)(y, deterministic)
+
+        def norm(y, name):
+            return nn.LayerNorm(epsilon=cfg.layer_norm_eps, dtype=cfg.dtype, name=name)(y)
+
+        q, k, v = (
+            dense(cfg.d_model, name)(x).reshape(batch, length, heads, depth) for name in ("query", "key", "value")
+        )
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q * depth**-0.5, k).astype(jnp.float32) + bias
+        weights = dropout(jax.nn.softmax(scores).astype(cfg.dtype))
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, length, cfg.d_model)
+        x = norm(x + dropout(dense(cfg.d_model, "attention_output")(mixed)), "attention_norm")
+        hidden = jax.nn.gelu(dense(cfg.d_ff, "ffn_hidden")(x), approximate=False)
+        return norm(x + dropout(dense(cfg.d_model, "ffn_output")(hidden)), "ffn_norm")
+
+
+class Bert(nn.Module):
+    """Token ids to logits.
+
+    Args of __call__:
+      input_ids, token_type_ids, attention_mask: (batch, length) int32; the mask is 1 on tokens and 0 on padding.
+      deterministic: False draws dropout from the rng stream "dropout".
+    Returns:
+      float32 logits (batch, num_labels); a regression head gives (batch, 1).
+    """
+
+    cfg: BertConfig
+
+    @nn.compact
+    def __call__(self, input_ids, token_type_ids, attention_mask, deterministic: bool = True) -> jax.Array:
+        cfg = self.cfg
+
+        def embed(count, name):
+            return nn.Embed(count, cfg.d_model, embedding_init=_init, dtype=cfg.dtype, name=name)
+
+        x = embed(cfg.vocab_size, "token_embedding")(input_ids)
+        x += embed(cfg.max_positions, "position_embedding")(jnp.arange(input_ids.shape[1])[None])
+        x += embed(cfg.type_vocab_size, "type_embedding")(token_type_ids)
+        x = nn.LayerNorm(epsilon=cfg.layer_norm_eps, dtype=cfg.dtype, name="embedding_norm")(x)
+        x = Dropout(cfg.dropout)(x, deterministic)
+        bias = jnp.where(attention_mask[:, None, None, :] > 0, 0.0, -1e9).astype(jnp.float32)
+        for i in range(cfg.num_layers):
+            x = Layer(cfg, name=f"layer_{i}")(x, bias, deterministic)
+        pooled = jnp.tanh(GatedDense(cfg.d_model, cfg.dtype, name="pooler")(x[:, 0]))
+        pooled = Dropout(cfg.dropout)(pooled, deterministic)
+        head = "regressor" if cfg.regression else "classifier"
+        return GatedDense(cfg.num_labels, cfg.dtype, name=head)(pooled).astype(jnp.float32)
