@@ -66,24 +66,35 @@ def count(gates: Tree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(gates))
 
 
+def _on_host(leaves: list[jax.Array]) -> bool:
+    """Whether NumPy reads these arrays without a copy. Its counts and its quickselect beat XLA's on a CPU."""
+    return all(isinstance(leaf, np.ndarray) or leaf.devices() == {jax.devices("cpu")[0]} for leaf in leaves)
+
+
 @jax.jit
-def _open_counts(gates: Tree) -> list[jax.Array]:
-    return [jnp.sum(leaf, dtype=jnp.int32) for leaf in jax.tree.leaves(gates)]
+def _device_open_counts(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.sum(leaf, dtype=jnp.int32) for leaf in leaves]
+
+
+def _open_counts(gates: Tree) -> list[int]:
+    leaves = jax.tree.leaves(gates)
+    if leaves and _on_host(leaves):
+        return [int(np.count_nonzero(np.asarray(leaf))) for leaf in leaves]
+    return [int(n) for n in jax.device_get(_device_open_counts(leaves))]
 
 
 def layer_sparsity(gates: Tree) -> dict[str, float]:
     """The closed fraction of each kernel, keyed by its path joined with '/'."""
-    counts = jax.device_get(_open_counts(gates))
     return {
-        "/".join(key.key for key in path[:-1]): 1 - int(opened) / leaf.size
-        for (path, leaf), opened in zip(jax.tree_util.tree_leaves_with_path(gates), counts, strict=True)
+        "/".join(key.key for key in path[:-1]): 1 - opened / leaf.size
+        for (path, leaf), opened in zip(jax.tree_util.tree_leaves_with_path(gates), _open_counts(gates), strict=True)
     }
 
 
 def sparsity(gates: Tree) -> float:
     """The fraction of all gates that are closed; 0 for an empty tree."""
     total = count(gates)
-    return (total - sum(int(n) for n in jax.device_get(_open_counts(gates)))) / total if total else 0.0
+    return (total - sum(_open_counts(gates))) / total if total else 0.0
 
 
 # Sampling ------------------------------------------------------------------------------------------------------------
@@ -145,9 +156,7 @@ _CLOSED = 2**32 - 1  # the order key of a gate that is closed already: behind ev
 
 @jax.jit
 def _candidates(scores: list[jax.Array], gates: list[jax.Array]) -> list[jax.Array]:
-    return [
-        jnp.where(gate, _order_key(score), jnp.uint32(_CLOSED)) for score, gate in zip(scores, gates, strict=True)
-    ]
+    return [jnp.where(gate, _order_key(score), jnp.uint32(_CLOSED)) for score, gate in zip(scores, gates, strict=True)]
 
 
 @jax.jit
@@ -162,18 +171,23 @@ def _bisect(keys: list[jax.Array], k: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, 32, fix_bit, jnp.uint32(0))
 
 
-def _kth_smallest(keys: list[jax.Array], k: int) -> np.uint32:
-    """The k-th smallest (from 1) of all keys. NumPy's vectorised quickselect wins on CPU, counting elsewhere."""
-    if all(leaf.is_fully_addressable and leaf.devices() == {jax.devices("cpu")[0]} for leaf in keys):
-        flat = [np.asarray(leaf).reshape(-1) for leaf in keys]
-        return np.partition(flat[0] if len(flat) == 1 else np.concatenate(flat), k - 1)[k - 1]
-    return np.uint32(jax.device_get(_bisect(keys, np.uint32(k))))
-
-
 @jax.jit
 def _count(keys: list[jax.Array], threshold: jax.Array) -> tuple[jax.Array, jax.Array]:
     below = sum(jnp.sum(leaf < threshold, dtype=jnp.uint32) for leaf in keys)
     return below, sum(jnp.sum(leaf == threshold, dtype=jnp.uint32) for leaf in keys)
+
+
+def _select(keys: list[jax.Array], k: int) -> tuple[np.uint32, int, int]:
+    """The k-th smallest (from 1) of all keys, how many keys are below it, and how many equal it."""
+    if _on_host(keys):
+        flat = [np.asarray(leaf).reshape(-1) for leaf in keys]
+        parted = np.partition(flat[0] if len(flat) == 1 else np.concatenate(flat), k - 1)
+        threshold = parted[k - 1]
+        equal_within = int(np.count_nonzero(parted[:k] == threshold))
+        return threshold, k - equal_within, equal_within + int(np.count_nonzero(parted[k:] == threshold))
+    threshold = np.uint32(jax.device_get(_bisect(keys, np.uint32(k))))
+    below, equal = jax.device_get(_count(keys, threshold))
+    return threshold, int(below), int(equal)
 
 
 @jax.jit
@@ -198,15 +212,14 @@ def _close(gates: list[jax.Array], scores: list[jax.Array], k: int, key: jax.Arr
     if k <= 0:
         return gates
     keys = _candidates(scores, gates)
-    threshold = _kth_smallest(keys, k)
-    below, ties = (int(n) for n in jax.device_get(_count(keys, threshold)))
+    threshold, below, ties = _select(keys, k)
     seeds = jax.random.bits(key, (len(gates), 2), jnp.uint32)
     limit = np.uint32(_CLOSED)
     if below + ties > k:
-        tie_keys = _tie_keys(keys, threshold, seeds)
-        limit = _kth_smallest(tie_keys, k - below)
-        surplus = sum(int(n) for n in jax.device_get(_count(tie_keys, limit))) - (k - below)
-        if surplus:  # two leaves drew the same word for the last place, or one drew the mark of a non-tie: draw again
+        limit, lower, equal = _select(_tie_keys(keys, threshold, seeds), k - below)
+        if (
+            below + lower + equal > k
+        ):  # two leaves drew the same word for the last place, or one drew the mark of a non-tie: draw again
             return _close(gates, scores, k, jax.random.fold_in(key, 1))
     return _close_below(gates, keys, threshold, limit, seeds)
 
@@ -236,7 +249,7 @@ def close_lowest(gates: Tree, scores: Tree, target: float, key: jax.Array, scope
     if not leaves:
         return gates
     values = treedef.flatten_up_to(scores)
-    opened = [int(n) for n in jax.device_get(_open_counts(gates))]
+    opened = _open_counts(gates)
     if scope == "global":
         size = sum(leaf.size for leaf in leaves)
         leaves = _close(leaves, values, round(target * size) - (size - sum(opened)), key)

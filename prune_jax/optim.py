@@ -18,8 +18,12 @@ def scale_by_rate(label: str) -> optax.GradientTransformationExtraArgs:
 
 def labels(tree) -> dict:
     """The label of every trainable leaf, by its place in {"params": weights, "method": {label: leaves}}."""
-    named = {label: jax.tree.map(lambda _: label, leaves) for label, leaves in tree["method"].items()}
-    return {"params": jax.tree.map(lambda _: WEIGHTS, tree["params"]), "method": named}
+
+    def fill(label, leaves):
+        return jax.tree.map(lambda _: label, leaves)
+
+    method = {label: fill(label, leaves) for label, leaves in tree["method"].items()}
+    return {"params": fill(WEIGHTS, tree["params"]), "method": method}
 
 
 def decayed(tree) -> dict:

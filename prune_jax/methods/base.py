@@ -1,6 +1,7 @@
 """The contract of a pruning method: a NamedTuple of functions, as optax's GradientTransformation is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -78,8 +79,8 @@ class Method(NamedTuple):
         after which the epoch's statistics start anew. Called outside jit, before the epoch's pruning.
     """
 
-    hyper: dict[str, float] = {}
-    rates: dict[str, float] = {}
+    hyper: Mapping[str, float] = MappingProxyType({})
+    rates: Mapping[str, float] = MappingProxyType({})
     prune_every: int = 0
     init: Callable = _no_state
     init_trainable: Callable = _no_trainable

@@ -79,7 +79,7 @@ def create(config) -> Method:
         leaf_epsilon = [epsilon * active[kind] for kind in kinds]
         found = importances(info, leaf_epsilon, explorations, chunk)
 
-        leaves, treedef = jax.tree.flatten(info.gates)
+        treedef = jax.tree.structure(info.gates)
         scores = treedef.flatten_up_to(state["scores"])
         visited = treedef.flatten_up_to(state["visited"])
         mean, explored = state["mean"], state["explored"]

@@ -1,0 +1,85 @@
+"""What the benchmarks share: interleaved timing, the two geometries, a batch, and the line that says where."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prune_jax import methods, optim, state
+from prune_jax.models import Bert, BertConfig
+
+GEOMETRIES = {"tiny": (2, 256, 4, 512), "6x384": (6, 384, 12, 1536)}  # layers, d_model, heads, d_ff
+VOCABULARY = 30522
+
+
+def interleaved(cases: dict[str, Callable], repeats: int) -> dict[str, float]:
+    """Median seconds of each case. The cases take turns, so that a noisy minute hits them all alike."""
+    for run in cases.values():  # compile and warm up
+        jax.block_until_ready(run())
+    times = {name: [] for name in cases}
+    for _ in range(repeats):
+        for name, run in cases.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            times[name].append(time.perf_counter() - start)
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def report(**fields) -> None:
+    """Prints one JSON line: the measurement, then the machine and the versions."""
+    cpu = next(
+        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
+    device = jax.devices()[0]
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "numpy")}
+    where = {"device": device.device_kind, "cpu": cpu, "cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d")}
+    print(json.dumps({**fields, **where, "versions": versions}), flush=True)
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def make_model(geometry: str, **overrides) -> Bert:
+    layers, d_model, heads, d_ff = GEOMETRIES[geometry]
+    return Bert(BertConfig(VOCABULARY, layers, d_model, heads, d_ff, **overrides))
+
+
+def make_batch(rows: int = 32, length: int = 64, seed: int = 0) -> dict[str, jax.Array]:
+    """A full batch of random tokens: nothing is padding."""
+    rng = np.random.default_rng(seed)
+    return jax.device_put(
+        {
+            "input_ids": rng.integers(0, VOCABULARY, (rows, length)).astype(np.int32),
+            "token_type_ids": np.zeros((rows, length), np.int32),
+            "attention_mask": np.ones((rows, length), np.int32),
+            "labels": rng.integers(0, 2, rows).astype(np.int32),
+            "weights": np.ones(rows, np.float32),
+        }
+    )
+
+
+class Training:
+    """A jitted training step with its state; each call takes one step and returns the loss."""
+
+    def __init__(self, model, config, batch):
+        method = methods.create(config)
+        optimizer = optim.create(0.01, 1.0, tuple(method.rates))
+        init = jax.jit(lambda key: state.init_state(model, method, optimizer, key))
+        self.state = init(jax.random.key(0))
+        self.batch = batch
+        self.rates = optim.rates(2e-5, 1.0, method.rates)
+        self.hyper = {name: jnp.float32(value) for name, value in method.hyper.items()}
+        self.step = jax.jit(state.make_train_step(model, method, optimizer), donate_argnums=0)
+
+    def __call__(self):
+        self.state, loss = self.step(self.state, self.batch, self.rates, self.hyper)
+        return loss
