@@ -183,8 +183,7 @@ class _Loop:
     def save(self) -> None:
         self.checkpoints.save_last(int(self.state.step), self.state, self.progress)
 
-    def save_and_stop(self, signal_number: int) -> None:
-        self.save()
+    def stop(self, signal_number: int) -> None:
         self.checkpoints.wait()
         raise Stopped(
             f"stopped by {signal.Signals(signal_number).name} after step {int(self.state.step)}; the state is saved in "
@@ -229,11 +228,14 @@ class _Loop:
                 pending = (step, loss)
                 if every and step % every == 0:
                     self.prune(before + (target - before) * progress["batch"] / self.steps_per_epoch, False)
-                if stop_requests or (extra and step % extra == 0):
+                unfinished = progress["batch"] < self.steps_per_epoch  # else finish_epoch saves this step
+                if unfinished and (stop_requests or (extra and step % extra == 0)):
                     self.settle(pending, bar)
                     pending = None
                     progress["epoch_seconds"] = time.perf_counter() - start
-                    self.save_and_stop(stop_requests[0]) if stop_requests else self.save()
+                    self.save()
+                    if stop_requests:
+                        self.stop(stop_requests[0])
             self.settle(pending, bar)
         progress["epoch_seconds"] = time.perf_counter() - start
 
@@ -294,7 +296,7 @@ class _Loop:
                 self.train_epoch(stop_requests)
                 self.finish_epoch()
                 if stop_requests and self.progress["epoch"] < self.config.train.epochs:
-                    self.save_and_stop(stop_requests[0])
+                    self.stop(stop_requests[0])
             summary = _summary(self.config, self.dataset, self.state, self.progress)
             report.draw(self.workdir, summary)
             self.checkpoints.wait()

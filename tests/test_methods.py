@@ -1,0 +1,288 @@
+"""The methods against hand-computed numbers and float64 references."""
+
+from types import SimpleNamespace as Namespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prune_jax import gates as gates_lib
+from prune_jax import methods, optim
+from prune_jax import state as state_lib
+from prune_jax.methods import magnitude, movement, spt
+from prune_jax.methods.base import StepInfo
+from prune_jax.models import Bert, BertConfig
+
+KEY = jax.random.key(0)
+
+
+def config(method="spt", **changes):
+    cfg = Namespace(
+        pruning=Namespace(method=method, scope="local"),
+        spt=Namespace(
+            epsilon=0.2, reward_alpha=0.125, explorations=1, explore_per_layer=False, center=True, credit="weight",
+            chunk=None,
+        ),
+        movement=Namespace(frequency=3, threshold="hard", tau=0.1, score_learning_rate=0.1, penalty=1.0),
+    )  # fmt: skip
+    for dotted, value in changes.items():
+        room, key = dotted.split("__")
+        setattr(getattr(cfg, room), key, value)
+    return cfg
+
+
+def tree(**kernels):
+    return {name: {"kernel": jnp.asarray(kernel)} for name, kernel in kernels.items()}
+
+
+def info_for(params, gates, loss, step=0, hyper=None, grads=None):
+    return StepInfo(
+        jnp.int32(step), KEY, grads if grads is not None else params, params, params, gates, hyper or {}, loss
+    )  # fmt: skip
+
+
+def explore(method, params, gates, loss, steps, cfg):
+    state = method.init(params, gates)
+    hyper = {"epsilon": jnp.float32(cfg.spt.epsilon), "reward_alpha": jnp.float32(cfg.spt.reward_alpha)}
+    step_fn = jax.jit(lambda step, state: method.after_step(info_for(params, gates, loss, step, hyper), state))
+    for step in range(steps):
+        state = step_fn(jnp.int32(step), state)
+    return state
+
+
+# SPT -----------------------------------------------------------------------------------------------------------------
+
+
+def planted_loss(params, gates):
+    """The loss rests on the first 20 weights of `query`; those of `useless` do not enter it."""
+    kept = params["query"]["kernel"] * gates["query"]["kernel"]
+    return jnp.sum((1 - kept[:, :20]) ** 2) + 0 * jnp.sum(gates["useless"]["kernel"])
+
+
+def planted():
+    params = tree(query=jnp.ones((1, 40)), useless=jnp.ones((1, 40)))
+    return params, jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
+
+
+def test_importance_of_an_essential_group_is_positive_and_of_a_useless_one_is_not():
+    params, gates = planted()
+    all_of = {"query": [1.0, 0.0], "useless": [0.0, 1.0]}
+    for name, epsilon in all_of.items():
+        info = info_for(params, gates, planted_loss)
+        found = spt.importances(info, [jnp.float32(e) for e in epsilon], explorations=2, chunk=1)
+        assert found.shape == (2,)
+        assert (found == (20.0 if name == "query" else 0.0)).all()
+
+
+@pytest.mark.parametrize("center", [True, False])
+def test_the_useless_weights_are_pruned_first(center):
+    params, gates = planted()
+    cfg = config(spt__center=center, spt__epsilon=0.1, spt__explorations=4)
+    cfg.pruning.scope = "global"
+    method = spt.create(cfg)
+    state = explore(method, params, gates, planted_loss, 400, cfg)
+    essential = np.asarray(state["scores"]["query"]["kernel"])[0, :20]
+    rest = np.concatenate(
+        [np.asarray(state["scores"]["query"]["kernel"])[0, 20:], np.asarray(state["scores"]["useless"]["kernel"])[0]]
+    )
+    assert essential.mean() > rest.mean() + 0.5
+    closed = method.prune(KEY, params, gates, {}, state, 0.25, True)
+    assert not np.asarray(closed["query"]["kernel"])[0, 20:].all() or not np.asarray(closed["useless"]["kernel"]).all()
+    assert (~np.asarray(closed["query"]["kernel"])[0, :20]).sum() <= 2, "essential weights went before useless ones"
+
+
+def test_scores_follow_the_exponential_average_by_hand():
+    drawn = jnp.array([True, True, False])
+    scores, visited = jnp.zeros(3), jnp.zeros(3, bool)
+    alpha = jnp.float32(1 / 8)
+    scores, visited = spt.update_scores(scores, visited, drawn, jnp.float32(0.8), alpha)
+    np.testing.assert_allclose(scores, [0.8, 0.8, 0.0])  # the first visit takes the value itself
+    scores, visited = spt.update_scores(scores, visited, jnp.array([True, False, False]), jnp.float32(0.0), alpha)
+    np.testing.assert_allclose(scores, [0.7, 0.8, 0.0])  # 0.8 * 7/8
+    scores, visited = spt.update_scores(scores, visited, jnp.array([True, False, True]), jnp.float32(-0.1), alpha)
+    np.testing.assert_allclose(scores, [0.6, 0.8, -0.1], rtol=1e-6)  # 0.7 * 7/8 - 0.1/8
+    np.testing.assert_array_equal(visited, [True, True, True])
+
+
+@pytest.mark.parametrize(("explorations", "chunk"), [(1, 1), (4, 1), (4, 2), (4, 4), (8, 8)])
+@pytest.mark.parametrize("center", [True, False])
+def test_step_equals_a_numpy_replay_of_its_samples(explorations, chunk, center):
+    rng = np.random.default_rng(0)
+    params = tree(query=rng.normal(size=(5, 7)).astype(np.float32), key=rng.normal(size=(6,)).astype(np.float32))
+    gates = jax.tree.map(lambda p: jnp.asarray(rng.random(p.shape) < 0.8), params)
+
+    def loss(params, gates):
+        return sum(jnp.sum(jnp.sin(p) * g) for p, g in zip(*map(jax.tree.leaves, (params, gates)), strict=True))
+
+    cfg = config(spt__explorations=explorations, spt__chunk=chunk, spt__center=center)
+    state = explore(spt.create(cfg), params, gates, loss, 6, cfg)
+
+    names = ("key", "query")  # leaf order
+    kernel = {n: np.asarray(params[n]["kernel"], np.float64) for n in names}
+    opened = {n: np.asarray(gates[n]["kernel"]) for n in names}
+    scores = {n: np.zeros(kernel[n].shape) for n in names}
+    seen = {n: np.zeros(kernel[n].shape, bool) for n in names}
+    mean, total = None, 0.0
+    for step in range(6):
+        for e in range(explorations):
+            drawn = gates_lib.sample(KEY, jnp.int32(step), jnp.int32(e), gates, [jnp.float32(0.2)] * 2)
+            drawn = {n: np.asarray(drawn[n]["kernel"]) for n in names}
+            assert not any((drawn[n] & ~opened[n]).any() for n in names)
+            importance = -sum((np.sin(kernel[n]) * drawn[n]).sum() for n in names)
+            reward = importance - ((importance if mean is None else mean) if center else 0.0)
+            for n in names:
+                moved = np.where(seen[n], reward / 8 + 7 / 8 * scores[n], reward)
+                scores[n], seen[n] = np.where(drawn[n], moved, scores[n]), seen[n] | drawn[n]
+            mean = importance if mean is None else importance / 8 + 7 / 8 * mean
+            total += importance
+    for n in names:
+        np.testing.assert_allclose(state["scores"][n]["kernel"], scores[n], atol=2e-6)
+        np.testing.assert_array_equal(state["visited"][n]["kernel"], seen[n])
+    _, columns, lines = spt.create(cfg).end_epoch(gates, state)
+    assert columns["mean_reward"] == pytest.approx(total / (6 * explorations), abs=1e-6) and not lines
+
+
+def test_per_layer_mode_explores_one_type_a_step_in_cyclic_order_and_shows_the_table():
+    params = tree(query=jnp.ones((3, 40)), value=jnp.ones((3, 40)), classifier=jnp.ones((3, 40)))
+    gates = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
+    weight = {"query": 1.0, "value": 10.0, "classifier": 100.0}
+
+    def loss(params, gates):
+        return sum(weight[n] * jnp.mean(gates[n]["kernel"]) for n in weight)
+
+    cfg = config(spt__explore_per_layer=True, spt__center=False)
+    method = spt.create(cfg)
+    order = gates_lib.present_types(gates)
+    assert order == ("query", "value", "classifier")
+    for steps in (1, 2, 3):
+        state = explore(method, params, gates, loss, steps, cfg)
+        touched = {n for n in weight if bool(state["visited"][n]["kernel"].any())}
+        assert touched == set(order[:steps])
+    state = explore(method, params, gates, loss, 30, cfg)
+    new, _columns, lines = method.end_epoch(gates, state)
+    assert [line.split() for line in lines][0] == list(order) and len(lines) == 2
+    means = [float(cell) for cell in lines[1].split()]
+    np.testing.assert_allclose(means, [-0.2, -2.0, -20.0], rtol=0.3)
+    assert not np.asarray(new["epoch_count"]).any() and np.asarray(new["visited"]["query"]["kernel"]).any()
+
+
+# Magnitude and movement ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_magnitude_masks_equal_numpy_partition(scope):
+    rng = np.random.default_rng(0)
+    kernels = {n: np.round(s * rng.normal(size=(20, 30)), 2).astype(np.float32) for n, s in (("a", 1), ("b", 4))}
+    params = tree(**kernels)
+    gates = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
+    cfg = config("magnitude")
+    cfg.pruning.scope = scope
+    new = magnitude.create(cfg).prune(KEY, params, gates, {}, {}, 0.3, True)
+    both = np.abs(np.concatenate([kernels["a"], kernels["b"]]))
+    for n in kernels:
+        size = np.abs(kernels[n])
+        group = size if scope == "local" else both
+        k = round(0.3 * group.size)
+        threshold = np.partition(group.ravel(), k - 1)[k - 1]
+        closed = ~np.asarray(new[n]["kernel"])
+        assert closed[size < threshold].all() and not closed[size > threshold].any()
+    assert gates_lib.sparsity(new) == pytest.approx(0.3, abs=1 / both.size)
+
+
+def toy():
+    cfg = BertConfig(vocab_size=30, num_layers=1, d_model=8, num_heads=2, d_ff=16, dropout=0.1)
+    ids = np.random.default_rng(0).integers(0, 30, (4, 6)).astype(np.int32)
+    batch = {
+        "input_ids": ids,
+        "token_type_ids": np.zeros_like(ids),
+        "attention_mask": np.ones_like(ids),
+        "labels": np.array([0, 1, 1, 0], np.int32),
+        "weights": np.ones(4, np.float32),
+    }
+    return Bert(cfg), jax.device_put(batch)
+
+
+def run_steps(method, steps, rate=1e-2):
+    model, batch = toy()
+    optimizer = optim.create(0.0, 0.0, tuple(method.rates))
+    state = state_lib.init_state(model, method, optimizer, KEY)
+    step_fn = jax.jit(state_lib.make_train_step(model, method, optimizer))
+    states = [state]
+    for _ in range(steps):
+        rates = optim.rates(rate, 1.0, method.rates)
+        hyper = {name: jnp.float32(value) for name, value in method.hyper.items()}
+        state, _ = step_fn(state, batch, rates, hyper)
+        states.append(state)
+    return model, batch, states
+
+
+def test_movement_scores_equal_a_float64_reference():
+    model, batch, states = run_steps(methods.create(config("movement")), 4)
+    reference = None
+    for state in states[:-1]:
+        key = jax.random.fold_in(jax.random.fold_in(state.key, 0), state.step)
+        grads = jax.grad(lambda p, s=state, k=key: state_lib.batch_loss(model, p, s.gates, batch, k))(state.params)
+        weights, grads = (gates_lib.kernels(t, state.gates) for t in (state.params, grads))
+        product = jax.tree.map(lambda w, g: -np.asarray(w, np.float64) * np.asarray(g, np.float64), weights, grads)
+        reference = product if reference is None else jax.tree.map(np.add, reference, product)
+    scores = states[-1].method["state"]["scores"]
+    for found, expected in zip(jax.tree.leaves(scores), jax.tree.leaves(reference), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-8)
+        assert np.abs(expected).max() > 0
+
+
+def test_movement_closes_the_lowest_scores_and_soft_stays_within_the_schedule():
+    hard = movement.create(config("movement"))
+    gates = {"a": {"kernel": jnp.ones((4, 5), bool)}}
+    scores = {"a": {"kernel": jnp.arange(20.0).reshape(4, 5) - 10}}
+    new = hard.prune(KEY, {}, gates, {}, {"scores": scores}, 0.25, False)
+    np.testing.assert_array_equal(np.flatnonzero(~np.asarray(new["a"]["kernel"])), range(5))
+
+    soft = movement.create(config("movement", movement__threshold="soft", movement__tau=0.1))
+    # sigmoid(S) < 0.1 where S < -2.197: eight of the twenty
+    for target, end, closed in ((0.2, False, 4), (0.9, False, 8), (0.9, True, 18), (0.2, True, 4)):
+        new = soft.prune(KEY, {}, gates, {"scores": scores}, {}, target, end)
+        assert (~np.asarray(new["a"]["kernel"])).sum() == closed
+
+
+def test_soft_movement_trains_its_scores_by_the_straight_through_gradient_at_their_own_rate():
+    cfg = config("movement", movement__threshold="soft", movement__penalty=0.0, movement__score_learning_rate=0.5)
+    model, batch, states = run_steps(methods.create(cfg), 1)
+    first, last = states
+    key = jax.random.fold_in(jax.random.fold_in(first.key, 0), first.step)
+    grads = jax.grad(lambda p: state_lib.batch_loss(model, p, first.gates, batch, key))(first.params)
+    weights, grads = (gates_lib.kernels(t, first.gates) for t in (first.params, grads))
+    compared = 0
+    for w, g, s in zip(*map(jax.tree.leaves, (weights, grads, last.method["trainable"]["scores"])), strict=True):
+        product = np.asarray(w) * np.asarray(g)
+        clear = np.abs(product) > 1e-6  # Adam's first step is rate * sign where the gradient dwarfs its epsilon
+        np.testing.assert_allclose(np.asarray(s)[clear], -0.5 * np.sign(product[clear]), rtol=0.02)
+        compared += clear.sum()
+    assert compared > 50
+    dense = run_steps(methods.create(config("baseline")), 1)[2][-1]
+    for a, b in zip(jax.tree.leaves(dense.params), jax.tree.leaves(last.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "movement", "spt"])
+def test_masks_never_reopen(method):
+    rng = np.random.default_rng(0)
+    cfg = config(method)
+    built = methods.create(cfg)
+    _model, _batch, states = run_steps(built, 2)
+    state, gates = states[-1], states[-1].gates
+    for target in (0.1, 0.4, 0.3, 0.9):
+        noise = {"scores": jax.tree.map(lambda g: jnp.asarray(rng.normal(size=g.shape), jnp.float32), gates)}
+        own = {**state.method["state"], **(noise if method != "magnitude" else {})}
+        new = built.prune(KEY, state.params, gates, {}, own, target, True)
+        for old, now in zip(*map(jax.tree.leaves, (gates, new)), strict=True):
+            assert not (np.asarray(now) & ~np.asarray(old)).any()
+        gates = new
+    for leaf in jax.tree.leaves(gates):
+        assert (~np.asarray(leaf)).sum() == round(0.9 * leaf.size)
+
+
+def test_baseline_keeps_every_gate_open():
+    gates = {"a": {"kernel": jnp.ones((2, 2), bool)}}
+    assert methods.create(config("baseline")).prune(KEY, {}, gates, {}, {}, 0.9, True) is gates

@@ -1,0 +1,113 @@
+"""The model: sizes, padding, dtypes, dropout."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prune_jax import config as config_lib
+from prune_jax.models import Bert, BertConfig
+from prune_jax.models.bert import Dropout
+
+SMALL = dict(vocab_size=40, num_layers=2, d_model=16, num_heads=4, d_ff=24)
+
+
+def inputs(length=10, pad_to=None, seed=0):
+    ids = np.random.default_rng(seed).integers(1, 40, (3, length)).astype(np.int32)
+    pad = (pad_to or length) - length
+    return tuple(
+        np.pad(x, ((0, 0), (0, pad))) for x in (ids, np.zeros_like(ids) + (np.arange(length) > 4), np.ones_like(ids))
+    )
+
+
+@pytest.mark.parametrize(("size", "millions"), [("tiny", 9), ("small", 28), ("base", 108), ("large", 333)])
+def test_presets_have_their_published_sizes(size, millions):
+    preset = config_lib.SIZES[size]
+    cfg = BertConfig(30522, preset.num_layers, preset.d_model, preset.num_heads, preset.d_ff)
+    shapes = jax.eval_shape(Bert(cfg).init, jax.random.key(0), *(jnp.zeros((1, 8), jnp.int32),) * 3)
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+    assert abs(count / 1e6 / millions - 1) < 0.03
+
+
+def test_padding_does_not_change_the_logits():
+    model = Bert(BertConfig(**SMALL))
+    variables = model.init(jax.random.key(0), *inputs())
+    short = model.apply(variables, *inputs())
+    long = model.apply(variables, *inputs(pad_to=17))
+    assert short.shape == (3, 2) and short.dtype == jnp.float32
+    np.testing.assert_allclose(short, long, atol=1e-5)
+
+
+def test_every_input_matters():
+    model = Bert(BertConfig(**SMALL))
+    variables = jax.tree.map(lambda x: x * 8 if x.dtype == jnp.float32 else x, model.init(jax.random.key(0), *inputs()))
+    ids, types, mask = inputs()
+    logits = model.apply(variables, ids, types, mask)
+    for changed in ((ids[:, ::-1], types, mask), (ids, 1 - types, mask), (ids, types, mask * (np.arange(10) < 7))):
+        assert np.abs(model.apply(variables, *changed) - logits).max() > 1e-4
+
+
+def test_bfloat16_computes_near_float32_and_keeps_float32_weights():
+    variables = Bert(BertConfig(**SMALL)).init(jax.random.key(0), *inputs())
+    full = Bert(BertConfig(**SMALL)).apply(variables, *inputs())
+    half_model = Bert(BertConfig(**SMALL, dtype=jnp.bfloat16))
+    half = half_model.apply(variables, *inputs())
+    assert half.dtype == jnp.float32
+    assert 0 < np.abs(full - half).max() < 0.02
+    assert all(x.dtype in (jnp.float32, bool) for x in jax.tree.leaves(half_model.init(jax.random.key(0), *inputs())))
+
+
+def test_dropout_rate_scale_and_determinism():
+    x = jnp.ones((300, 300))
+    keys = {"dropout": jax.random.key(0)}
+    y = np.asarray(Dropout(0.1).apply({}, x, False, rngs=keys))
+    assert abs((y == 0).mean() - 0.1) < 0.005
+    np.testing.assert_allclose(y[y > 0], 1 / 0.9, rtol=1e-4)
+    np.testing.assert_array_equal(Dropout(0.1).apply({}, x, True), x)
+    np.testing.assert_array_equal(y, Dropout(0.1).apply({}, x, False, rngs=keys))
+
+
+def test_logits_equal_transformers_bert():
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=40, num_hidden_layers=2, hidden_size=16, num_attention_heads=4, intermediate_size=24,
+        initializer_range=0.3, num_labels=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = transformers.BertForSequenceClassification(config).eval()
+    weights = {name: value.numpy() for name, value in theirs.state_dict().items()}
+
+    def dense(name):
+        return {"kernel": weights[name + ".weight"].T, "bias": weights[name + ".bias"]}
+
+    def norm(name):
+        return {"scale": weights[name + ".weight"], "bias": weights[name + ".bias"]}
+
+    def embed(name):
+        return {"embedding": weights[f"bert.embeddings.{name}_embeddings.weight"]}
+
+    params = {
+        "token_embedding": embed("word"),
+        "position_embedding": embed("position"),
+        "type_embedding": embed("token_type"),
+        "embedding_norm": norm("bert.embeddings.LayerNorm"),
+        "pooler": dense("bert.pooler.dense"),
+        "classifier": dense("classifier"),
+    }
+    for i in range(2):
+        at = f"bert.encoder.layer.{i}."
+        params[f"layer_{i}"] = {
+            **{name: dense(f"{at}attention.self.{name}") for name in ("query", "key", "value")},
+            "attention_output": dense(at + "attention.output.dense"),
+            "attention_norm": norm(at + "attention.output.LayerNorm"),
+            "ffn_hidden": dense(at + "intermediate.dense"),
+            "ffn_output": dense(at + "output.dense"),
+            "ffn_norm": norm(at + "output.LayerNorm"),
+        }
+    ids, types, mask = inputs(pad_to=14)
+    ours = Bert(BertConfig(**SMALL, num_labels=3)).apply({"params": params}, ids, types, mask)
+    with torch.no_grad():
+        named = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
+        logits = theirs(**{name: torch.from_numpy(x).long() for name, x in named.items()}).logits.numpy()
+    np.testing.assert_allclose(ours, logits, atol=1e-4 * np.abs(logits).max())
