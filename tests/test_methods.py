@@ -161,7 +161,7 @@ def test_per_layer_mode_explores_one_type_a_step_in_cyclic_order_and_shows_the_t
         assert touched == set(order[:steps])
     state = explore(method, params, gates, loss, 30, cfg)
     new, _columns, lines = method.end_epoch(gates, state)
-    assert [line.split() for line in lines][0] == list(order) and len(lines) == 2
+    assert lines[0].split() == list(order) and len(lines) == 2
     means = [float(cell) for cell in lines[1].split()]
     np.testing.assert_allclose(means, [-0.2, -2.0, -20.0], rtol=0.3)
     assert not np.asarray(new["epoch_count"]).any() and np.asarray(new["visited"]["query"]["kernel"]).any()

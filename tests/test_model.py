@@ -9,7 +9,7 @@ from prune_jax import config as config_lib
 from prune_jax.models import Bert, BertConfig
 from prune_jax.models.bert import Dropout
 
-SMALL = dict(vocab_size=40, num_layers=2, d_model=16, num_heads=4, d_ff=24)
+SMALL = {"vocab_size": 40, "num_layers": 2, "d_model": 16, "num_heads": 4, "d_ff": 24}
 
 
 def inputs(length=10, pad_to=None, seed=0):
