@@ -5,7 +5,6 @@ may be saved twice (at a stop in the middle of an epoch and, resumed, at the epo
 stay until the later one is complete. The step is kept with the progress.
 """
 
-import copy
 import json
 import logging
 import os
@@ -30,12 +29,12 @@ _QUIET = _OrbaxChatter()
 
 
 def _is_key(leaf) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _encode(state: Tree) -> Tree:
     """The state with the words of its typed PRNG keys, which Orbax does not store, in their place."""
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if hasattr(leaf, "dtype") and _is_key(leaf) else leaf, state)
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state)
 
 
 def _target(leaf) -> jax.ShapeDtypeStruct:
@@ -46,9 +45,13 @@ def _target(leaf) -> jax.ShapeDtypeStruct:
 
 
 def _signature(state: Tree) -> dict[str, str]:
-    """Each leaf's path, with its dtype and shape as text; Orbax itself would cast a leaf of another dtype in silence."""
+    """Each leaf's path, with its dtype and shape as text; Orbax itself casts a leaf of another dtype in silence."""
+
+    def describe(leaf):
+        return f"{jax.numpy.result_type(leaf)}{list(jax.numpy.shape(leaf))}"
+
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path): f"{jax.numpy.result_type(leaf)}{list(jax.numpy.shape(leaf))}" for path, leaf in leaves}
+    return {jax.tree_util.keystr(path): describe(leaf) for path, leaf in leaves}
 
 
 class Checkpoints:
@@ -121,9 +124,8 @@ class Checkpoints:
         args, manager = self._ocp.args, self._managers[kind]
         record = {"step": int(step), "signature": _signature(state), "progress": _json_copy(progress)}
         number = (manager.latest_step() or 0) + 1
-        manager.save(
-            number, args=args.Composite(state=args.StandardSave(_encode(state)), progress=args.JsonSave(record)), force=True
-        )
+        items = args.Composite(state=args.StandardSave(_encode(state)), progress=args.JsonSave(record))
+        manager.save(number, args=items, force=True)
         self._steps[kind] = int(step)
 
     def _read_record(self, kind, number):
@@ -153,9 +155,9 @@ class Checkpoints:
         if differing:
             name = differing[0]
             raise UserError(
-                f"the checkpoint {self._directory / kind / str(number)} is of another model or method: {len(differing)} "
-                f"arrays differ, the first is {name}, {saved.get(name, 'missing')} in the checkpoint and "
-                f"{wanted.get(name, 'missing')} in this run"
+                f"the checkpoint {self._directory / kind / str(number)} is of another model or method: "
+                f"{len(differing)} arrays differ, the first is {name}: "
+                f"{saved.get(name, 'missing')} in the checkpoint, {wanted.get(name, 'missing')} in this run"
             )
         target = jax.tree.map(_target, abstract_state)
         try:
@@ -170,5 +172,5 @@ class Checkpoints:
 
 
 def _json_copy(progress: dict) -> dict:
-    """A copy in JSON's types (NumPy scalars and arrays as numbers and lists); the background save must not see changes."""
-    return json.loads(json.dumps(copy.copy(progress), default=lambda x: x.tolist()))
+    """A copy in JSON's types, NumPy's as numbers and lists; made at once, for the save goes on in the background."""
+    return json.loads(json.dumps(progress, default=lambda x: x.tolist()))

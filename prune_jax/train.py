@@ -334,8 +334,7 @@ def train_and_evaluate(config, workdir) -> dict:
         console.log(f"note      {note}")
     if not resuming:
         dataset.tokenizer.save(workdir / "tokenizer")
-        workdir_lib.write_json(workdir / "provenance.json", workdir_lib.provenance())
-        workdir_lib.write_json(workdir / "config.json", config_json)
+        workdir_lib.write_json(workdir / "provenance.json", workdir_lib.provenance(str(jax.devices()[0])))
     summary = _Loop(config, dataset, workdir, console, resuming, shardings).run()
     for line in _closing_lines(summary, workdir):
         console.log(line)
