@@ -32,6 +32,13 @@ def _is_key(leaf) -> bool:
     return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def _key_impl(leaf):
+    """The implementation of an abstract key leaf; jax.random.key_impl takes keys only, so it sees a traced one."""
+    found = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+    return found[0]
+
+
 def _encode(state: Tree) -> Tree:
     """The state with the words of its typed PRNG keys, which Orbax does not store, in their place."""
     return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state)
@@ -166,7 +173,7 @@ class Checkpoints:
             raise self._unreadable(kind, number, error) from error
 
         def decode(leaf, restored):
-            return jax.random.wrap_key_data(restored, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else restored
+            return jax.random.wrap_key_data(restored, impl=_key_impl(leaf)) if _is_key(leaf) else restored
 
         return jax.tree.map(decode, abstract_state, found), record["progress"]
 

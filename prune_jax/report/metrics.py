@@ -86,9 +86,10 @@ class MetricsWriter:
         self._thread.submit(lambda: self._events.flush())
 
     def scalar(self, step: int, name: str, value: float) -> None:
-        """Adds a number at `step` to the TensorBoard events alone."""
+        """Adds a number at `step` to the TensorBoard events alone; nan and infinities are left out."""
         step, value = int(step), float(value)
-        self._thread.submit(lambda: self._events.add_scalar(name, value, step))
+        if math.isfinite(value):
+            self._thread.submit(lambda: self._events.add_scalar(name, value, step))
 
     def close(self) -> None:
         """Writes what is pending. Raises what kept TensorBoard from starting, if anything did."""

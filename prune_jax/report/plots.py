@@ -88,10 +88,11 @@ def _epoch_axis(axes, epochs) -> None:
 
 
 def _sparsity_axis(axes, values) -> None:
-    axes.set_xlabel(_SPARSITY)
     low, high = min(values, default=0), max(values, default=0)
-    margin = max(0.05 * (high - low), 1.0)
+    margin = max(0.05 * (high - low), 2.5)
     axes.set_xlim(low - margin, high + margin)
+    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= 100 and low - margin <= tick <= high + margin])
+    axes.set_xlabel(_SPARSITY)
 
 
 def _line(axes, x, y, color, label, marker="o", **how):
@@ -100,67 +101,72 @@ def _line(axes, x, y, color, label, marker="o", **how):
     axes.plot([a for a, _ in points], [b for _, b in points], color=color, label=label, marker=marker, **how)
 
 
-def _legend(figure, axes, *others, columns=4) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    for other in others:
-        more = other.get_legend_handles_labels()
-        handles, labels = handles + more[0], labels + more[1]
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+def _legend(figure, axes, columns) -> None:
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+
+
+def _name(metric: str) -> str:
+    """'f1_mismatched' as 'F1 score, mismatched'."""
+    metric, _, split = metric.partition("_")
+    return _METRICS.get(metric, metric).split(" (")[0] + (f", {split}" if split else "")
 
 
 def _loss(figure, columns, summary) -> None:
     epochs = columns["epoch"]
     axes = figure.add_subplot()
-    shade = axes.twinx()
-    shade.fill_between(epochs, columns["sparsity"], color=_GREY, alpha=0.22, linewidth=0, label="sparsity (right axis)")
-    shade.plot(epochs, columns["sparsity"], color=_GREY, linewidth=1, marker="." if len(epochs) == 1 else None)
-    shade.set_ylim(0, 105)
-    shade.set_ylabel(_SPARSITY, color="#555555")
-    shade.tick_params(colors="#555555")
-    shade.grid(False)
-    axes.set_zorder(shade.get_zorder() + 1)  # the lines above the shade
-    axes.patch.set_visible(False)
     _line(axes, epochs, columns["train_loss"], _BLUE, "training loss (mean of the epoch)")
-    extra = [name for name in columns if name.startswith("eval_loss_")]
     _line(axes, epochs, columns["eval_loss"], _ORANGE, "evaluation loss (end of the epoch)", marker="s")
+    extra = [name for name in columns if name.startswith("eval_loss_")]
     for name, color in zip(extra, (_PURPLE, _GREEN), strict=False):
         label = f"evaluation loss, {name.removeprefix('eval_loss_')}"
         _line(axes, epochs, columns[name], color, label, marker="^", linestyle="--")
+    pruned = any(_finite(columns["sparsity"]))
+    if pruned:
+        shade = axes.twinx()
+        label = "sparsity after the epoch (right axis)"
+        shade.bar(epochs, columns["sparsity"], width=0.8, color=_GREY, alpha=0.25)
+        axes.fill_between([], [], color=_GREY, alpha=0.25, label=label)  # for the legend: its entries come from one axes
+        shade.set_ylim(0, 105)
+        shade.set_ylabel(_SPARSITY, color="#555555")
+        shade.tick_params(colors="#555555")
+        shade.grid(False)
+        axes.set_zorder(shade.get_zorder() + 1)  # the lines above the shade
+        axes.patch.set_visible(False)
     regression = summary.get("metric_name") in ("pearson", "spearman")
-    axes.set_ylabel("Loss (squared error)" if regression else "Loss (cross-entropy, nats)")
-    axes.set_title(f"Loss while pruning: {_run(summary)}" if any(columns["sparsity"]) else f"Loss: {_run(summary)}")
+    axes.set_ylabel("Loss (mean squared error)" if regression else "Loss (cross-entropy, nats)")
+    axes.set_title(f"Loss while pruning: {_run(summary)}" if pruned else f"Loss: {_run(summary)}")
     _epoch_axis(axes, epochs)
-    _legend(figure, axes, shade, columns=2 if extra else 3)
+    _legend(figure, axes, 2)
 
 
 def _metric(figure, columns, summary) -> None:
     by_epoch, by_sparsity = figure.subplots(1, 2, sharey=True)
-    name = summary.get("metric_name") or "metric"
-    lines = [("eval_metric", name)] + [
-        (column, column.removeprefix("eval_"))
+    metric = summary.get("metric_name") or "metric"
+    lines = [("eval_metric", _name(metric))] + [
+        (column, _name(column.removeprefix("eval_")))
         for column in columns
         if column.startswith("eval_") and column != "eval_metric" and not column.startswith("eval_loss")
     ]
-    dense, where = summary.get("dense_metric"), "best epoch before pruning"
+    dense = summary.get("dense_metric")
     if dense is None:  # a summary without it: the same number from the rows
-        flat = zip(columns["sparsity"], columns["eval_metric"], strict=True)
-        dense = max((m for s, m in flat if s == 0 and math.isfinite(m)), default=None)
+        rows = zip(columns["sparsity"], columns["eval_metric"], strict=True)
+        dense = max((value for sparsity, value in rows if sparsity == 0 and math.isfinite(value)), default=None)
     for axes, x in ((by_epoch, columns["epoch"]), (by_sparsity, columns["sparsity"])):
-        # Against sparsity the epochs that train on at one sparsity stand above each other; a line would only tangle.
-        moves = len(set(_finite(x))) > 1
+        moves = len(set(_finite(x))) > 1  # points at one sparsity: a line through them would say nothing
         styles = zip((_BLUE, _ORANGE, _GREEN, _PURPLE), "os^D", strict=True)
         for (column, label), (color, marker) in zip(lines, styles, strict=False):
-            _line(axes, x, columns[column], color, label.replace("_", ", "), marker, linestyle="-" if moves else "none")
+            _line(axes, x, columns[column], color, label, marker, linestyle="-" if moves else "none")
         if dense is not None:
-            level = f"dense {name} ({where}): {dense:.3f}"
+            level = f"dense level ({_name(metric)} of the best epoch at 0%): {dense:.3f}"
             axes.axhline(dense, color="#333333", linestyle="--", linewidth=1.3, label=level)
-    by_epoch.set_ylabel(_METRICS.get(name, name) if len(lines) == 1 else "Score")
+    by_epoch.set_ylabel(_METRICS.get(metric, metric) if len(lines) == 1 else "Score")
     by_epoch.set_title("After each epoch")
     _epoch_axis(by_epoch, columns["epoch"])
     by_sparsity.set_title("Against sparsity, one point an epoch")
     _sparsity_axis(by_sparsity, _finite(columns["sparsity"]))
-    figure.suptitle(f"{_METRICS.get(name, name).split(' (')[0]} on the evaluation set: {_run(summary)}", fontsize=13)
-    _legend(figure, by_epoch, columns=3)
+    title = _name(metric) if len(lines) == 1 else "Scores"
+    figure.suptitle(f"{title} on the evaluation set: {_run(summary)}", fontsize=13)
+    _legend(figure, by_epoch, 3)
 
 
 def _importance(figure, columns, summary) -> None:
@@ -175,10 +181,11 @@ def _importance(figure, columns, summary) -> None:
             f"epoch {epoch:.0f}", (x, y), xytext=(7, 7), textcoords="offset points", fontsize=9, color="#555555"
         )
     axes.axhline(0, color="#333333", linestyle="--", linewidth=1.3, label="0: the closed weights made no difference")
-    axes.set_ylabel("Rise of the loss when a random sample\nof the open weights is closed")
+    unit = "squared error" if summary.get("metric_name") in ("pearson", "spearman") else "nats"
+    axes.set_ylabel(f"Mean importance: rise of the loss ({unit}) when\na random sample of open weights is closed")
     axes.set_title(f"Importance of the weights still open: {_run(summary)}")
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3), useMathText=True)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.margins(y=0.15)
     _sparsity_axis(axes, _finite(during))
     axes.set_xlabel("Sparsity during the epoch (% of prunable weights removed)")
-    _legend(figure, axes, columns=2)
+    _legend(figure, axes, 2)

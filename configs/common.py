@@ -1,0 +1,74 @@
+"""Every key of an experiment, with its default. A placeholder follows the model size or the task unless it is set."""
+
+from ml_collections import config_dict
+
+placeholder = config_dict.placeholder
+
+
+def get_config() -> config_dict.ConfigDict:
+    config = config_dict.ConfigDict()
+
+    config.model = config_dict.ConfigDict()
+    config.model.size = "base"  # tiny | small | base | large
+    config.model.num_layers = placeholder(int)
+    config.model.d_model = placeholder(int)
+    config.model.num_heads = placeholder(int)
+    config.model.d_ff = placeholder(int)
+    config.model.vocab_size = placeholder(int)  # of the tokenizer; a different one is an error
+    config.model.max_positions = 512
+    config.model.dropout = 0.1
+    config.model.dtype = "float32"  # float32 | bfloat16, of the computation; weights are float32
+
+    config.data = config_dict.ConfigDict()
+    config.data.task = "sst2"
+    config.data.source = "hub"  # hub | tsv | builtin
+    config.data.dir = ""  # the official GLUE folder, for tsv
+    config.data.hub_name = "nyu-mll/glue"  # or a local folder of the same layout
+    config.data.tokenizer = ""  # a vocab file, a folder, or a hub name; empty: found or trained
+    config.data.max_len = 128  # tokens
+    config.data.buckets = placeholder(tuple)  # lengths that batches are padded to; unset: powers of two
+    config.data.bad_rows = "error"  # error | skip
+    config.data.cache_dir = ""  # empty: $PRUNE_JAX_CACHE or ~/.cache/prune_jax
+    config.data.builtin_train_size = 8000
+    config.data.builtin_eval_size = 1000
+    config.data.builtin_seed = 0
+    config.data.max_train_examples = 0  # 0: all
+
+    config.train = config_dict.ConfigDict()
+    config.train.epochs = 25
+    config.train.batch_size = 96
+    config.train.eval_batch_size = 256
+    config.train.learning_rate = 2e-5
+    config.train.lr_schedule = "constant"  # constant | linear | cosine, after the warm-up
+    config.train.warmup_fraction = 0.06  # of all steps
+    config.train.weight_decay = 0.01
+    config.train.clip_norm = 1.0  # of the gradient; 0: no clipping
+    config.train.seed = 0
+    config.train.checkpoint_every = 0  # steps between saves inside an epoch; 0: at epoch ends only
+
+    config.pruning = config_dict.ConfigDict()
+    config.pruning.method = "spt"
+    config.pruning.schedule = "step"  # step | linear
+    config.pruning.start_sparsity = 0.0
+    config.pruning.end_sparsity = 1.0
+    config.pruning.start_epoch = 4
+    config.pruning.end_epoch = 23
+    config.pruning.sparsity_steps = placeholder(tuple)  # one an epoch after start_epoch; percentages or fractions
+    config.pruning.scope = "local"  # local: each kernel | global: all kernels together
+
+    config.spt = config_dict.ConfigDict()
+    config.spt.epsilon = placeholder(float)  # share of the open gates that a pass closes
+    config.spt.reward_alpha = 0.125
+    config.spt.explorations = 1  # passes a step
+    config.spt.explore_per_layer = False
+    config.spt.center = True
+    config.spt.credit = "weight"
+    config.spt.chunk = placeholder(int)  # passes at once under vmap; unset: 1 on CPU, all elsewhere
+
+    config.movement = config_dict.ConfigDict()
+    config.movement.frequency = placeholder(int)  # steps between updates of the gates
+    config.movement.threshold = "hard"  # hard | soft
+    config.movement.tau = 0.1  # soft: a gate closes where sigmoid(score) is below
+    config.movement.score_learning_rate = 1e-2  # soft
+    config.movement.penalty = 1.0  # soft: weight of mean(sigmoid(score)) in the loss
+    return config

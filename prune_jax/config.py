@@ -1,0 +1,315 @@
+"""What a config means: values that follow the model size, and one clear message for each mistake.
+
+Nothing heavy is imported here: a mistake is answered before jax is loaded.
+"""
+
+import difflib
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import config_dict
+
+from prune_jax.errors import UserError
+from prune_jax.methods import REGISTRY
+from prune_jax.schedules import sparsity_schedule
+
+
+class Size(NamedTuple):
+    """What depends on the size of the model. steps: percent closed, one an epoch."""
+
+    num_layers: int
+    d_model: int
+    num_heads: int
+    d_ff: int
+    epsilon: float
+    frequency: int
+    steps: tuple[float, ...]
+
+
+_TINY = (10, 25, 50, 70, 75, 80, 84, 88, 90, 92, 93, 94, 95, 96, 97, 97.5, 98, 98.5, 99, 99.5)
+_SMALL = (6, 18, 32, 45, 55, 65, 72, 78, 82, 85, 88, 90, 92, 94, 95, 96, 97, 98, 98.5, 99)
+_BASE = (3, 10, 20, 30, 40, 50, 60, 70, 75, 80, 85, 88, 90, 92, 94, 95, 96, 97, 98, 99)
+_LARGE = (2, 8, 15, 25, 35, 45, 55, 65, 70, 75, 80, 85, 88, 90, 92, 94, 95, 96, 97, 98)
+
+SIZES = {
+    "tiny": Size(2, 256, 4, 512, 0.01, 100, _TINY),
+    "small": Size(6, 512, 8, 1024, 0.005, 200, _SMALL),
+    "base": Size(12, 768, 12, 3072, 0.0025, 400, _BASE),
+    "large": Size(24, 1024, 16, 4096, 0.001, 800, _LARGE),
+}
+
+_FOLLOWS_SIZE = {  # key: field of Size
+    "model.num_layers": "num_layers",
+    "model.d_model": "d_model",
+    "model.num_heads": "num_heads",
+    "model.d_ff": "d_ff",
+    "spt.epsilon": "epsilon",
+    "movement.frequency": "frequency",
+    "pruning.sparsity_steps": "steps",
+}
+
+_CHOICES = {
+    "model.size": tuple(SIZES),
+    "model.dtype": ("float32", "bfloat16"),
+    "data.source": ("hub", "tsv", "builtin"),
+    "data.bad_rows": ("error", "skip"),
+    "train.lr_schedule": ("constant", "linear", "cosine"),
+    "pruning.method": tuple(REGISTRY),
+    "pruning.schedule": ("step", "linear"),
+    "pruning.scope": ("local", "global"),
+    "spt.credit": ("weight",),
+    "movement.threshold": ("hard", "soft"),
+}
+
+_RANGES = {  # key: (least, most, whether the bounds themselves are allowed)
+    "model.num_layers": (1, 1000, True),
+    "model.d_model": (1, 100_000, True),
+    "model.num_heads": (1, 10_000, True),
+    "model.d_ff": (1, 1_000_000, True),
+    "model.vocab_size": (1, 10_000_000, True),
+    "model.max_positions": (1, 1_000_000, True),
+    "model.dropout": (0, 0.99, True),
+    "data.max_len": (8, 1_000_000, True),
+    "data.builtin_train_size": (1, 10_000_000, True),
+    "data.builtin_eval_size": (1, 10_000_000, True),
+    "data.builtin_seed": (0, 2**32 - 1, True),
+    "data.max_train_examples": (0, math.inf, True),
+    "train.epochs": (1, 1_000_000, True),
+    "train.batch_size": (1, 10_000_000, True),
+    "train.eval_batch_size": (1, 10_000_000, True),
+    "train.learning_rate": (0, 1000, False),
+    "train.warmup_fraction": (0, 1, True),
+    "train.weight_decay": (0, 1000, True),
+    "train.clip_norm": (0, math.inf, True),
+    "train.seed": (0, 2**32 - 1, True),
+    "train.checkpoint_every": (0, math.inf, True),
+    "pruning.start_epoch": (0, math.inf, True),
+    "pruning.end_epoch": (0, math.inf, True),
+    "spt.epsilon": (0, 1, False),
+    "spt.reward_alpha": (0, 1, True),
+    "spt.explorations": (1, 10_000, True),
+    "spt.chunk": (1, 10_000, True),
+    "movement.frequency": (1, math.inf, True),
+    "movement.tau": (0, 1, False),
+    "movement.score_learning_rate": (0, 1000, True),
+    "movement.penalty": (0, math.inf, True),
+}
+
+
+def _default_config() -> config_dict.ConfigDict:
+    from configs import common
+
+    return common.get_config()
+
+
+def _leaves(config: config_dict.ConfigDict, prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for key in config:
+        value = config[key]
+        name = f"{prefix}{key}"
+        found |= _leaves(value, name + ".") if isinstance(value, config_dict.ConfigDict) else {name: value}
+    return found
+
+
+def _get(config, key: str):
+    room, name = key.split(".")
+    return config[room][name]
+
+
+def _set(config, key: str, value) -> None:
+    room, name = key.split(".")
+    with config.ignore_type():
+        config[room][name] = value
+
+
+def unknown_key_message(key: str, config: config_dict.ConfigDict) -> str:
+    """What to say of a key (dotted, without "config.") that config has not: it names the nearest that it has."""
+    known = [*_leaves(config), *config]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    last = key.rsplit(".", 1)[-1]
+    same_name = [name for name in known if name.rsplit(".", 1)[-1] == last]
+    return f"unknown key config.{key}; did you mean config.{(same_name or near)[0]}?"
+
+
+def _fail(key: str, value, allowed: str) -> UserError:
+    shown = repr(value) if isinstance(value, str) else value
+    return UserError(f"config.{key} is {shown}; allowed: {allowed}")
+
+
+def _check_types(config, defaults) -> None:
+    """Raises UserError for unknown or missing keys and for values of another type than the default's."""
+    known, types = _leaves(defaults), {}
+    for room in defaults:
+        for name in defaults[room]:
+            types[f"{room}.{name}"] = defaults[room].get_type(name)
+    given = _leaves(config)
+    for key in given:
+        if key not in known:
+            raise UserError(unknown_key_message(key, defaults))
+    for key in known:
+        if key not in given:
+            raise UserError(f"config.{key} is missing; start from configs/common.py")
+    for key, value in given.items():
+        wanted = types[key]
+        if value is None and known[key] is None:
+            continue
+        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+            _set(config, key, value)
+        if wanted is tuple and isinstance(value, list):
+            value = tuple(value)
+            _set(config, key, value)
+        if wanted is tuple and isinstance(value, int | float) and not isinstance(value, bool):
+            value = (value,)
+            _set(config, key, value)
+        if type(value) is not wanted:
+            raise _fail(key, value, f"a value of type {wanted.__name__}, not {type(value).__name__}")
+        numbers = value if wanted is tuple else (value,)
+        if wanted in (float, tuple):
+            for number in numbers:
+                if isinstance(number, bool) or not isinstance(number, int | float):
+                    raise _fail(key, value, "numbers only")
+                if not math.isfinite(number):
+                    raise _fail(key, value, "finite numbers")
+
+
+def _check_values(config) -> None:
+    for key, allowed in _CHOICES.items():
+        value = _get(config, key)
+        if value not in allowed:
+            raise _fail(key, value, ", ".join(allowed))
+    for key, (least, most, inclusive) in _RANGES.items():
+        value = _get(config, key)
+        if value is None:
+            continue
+        if not (least <= value <= most if inclusive else least < value < most):
+            bound = f"at least {least}" if most == math.inf else f"{least} to {most}"
+            raise _fail(key, value, bound if inclusive else f"above {least} and below {most}")
+    model, data = config.model, config.data
+    if model.d_model % model.num_heads:
+        raise _fail("model.num_heads", model.num_heads, f"a divisor of config.model.d_model ({model.d_model})")
+    if data.max_len > model.max_positions:
+        raise _fail("data.max_len", data.max_len, f"at most config.model.max_positions ({model.max_positions})")
+    buckets = data.buckets
+    if buckets is not None:
+        whole = all(isinstance(length, int) and length > 0 for length in buckets)
+        if not whole or not buckets or list(buckets) != sorted(set(buckets)) or buckets[-1] != data.max_len:
+            raise _fail(
+                "data.buckets", buckets, f"increasing lengths that end with config.data.max_len ({data.max_len})"
+            )
+    if data.source == "tsv":
+        if not data.dir:
+            raise UserError("config.data.dir is empty; with config.data.source=tsv it names the GLUE folder")
+        if not Path(data.dir).is_dir():
+            raise UserError(f"config.data.dir is {data.dir!r}; there is no such folder ({Path(data.dir).resolve()})")
+    from prune_jax.data.glue import get_task
+
+    get_task(data.task, data.source)
+
+
+def _check_sparsities(config) -> None:
+    """Checks the pruning window and turns percentages into fractions, in place."""
+    cfg = config.pruning
+    for key in ("start_sparsity", "end_sparsity"):
+        value = cfg[key]
+        if not 0 <= value <= 1:
+            raise _fail(f"pruning.{key}", value, "a fraction from 0 to 1 (95 percent is 0.95)")
+    if cfg.start_sparsity > cfg.end_sparsity:
+        raise _fail(
+            "pruning.start_sparsity", cfg.start_sparsity, f"at most pruning.end_sparsity ({cfg.end_sparsity:g})"
+        )
+    if cfg.start_epoch > cfg.end_epoch:
+        raise _fail("pruning.start_epoch", cfg.start_epoch, f"at most pruning.end_epoch ({cfg.end_epoch})")
+    values = cfg.sparsity_steps
+    if not values:
+        raise _fail("pruning.sparsity_steps", "()", "at least one percentage (0 to 100) or fraction (0 to 1)")
+    if any(not 0 <= value <= 100 for value in values):
+        raise _fail("pruning.sparsity_steps", values, "percentages from 0 to 100, or fractions from 0 to 1")
+    if list(values) != sorted(values):
+        raise _fail("pruning.sparsity_steps", values, "values that do not fall: a closed gate stays closed")
+    scale = 100 if max(values) > 1 else 1
+    _set(config, "pruning.sparsity_steps", tuple(value / scale for value in values))
+
+
+def _window_notes(config, notes: list[str]) -> None:
+    cfg, epochs = config.pruning, config.train.epochs
+    if cfg.method == "baseline":
+        return
+    if cfg.start_epoch >= epochs:
+        notes.append(
+            f"pruning starts after {cfg.start_epoch} epochs, and the run has {epochs}: nothing will be pruned "
+            "(config.pruning.start_epoch)"
+        )
+    elif cfg.schedule == "linear" and cfg.end_epoch > epochs:
+        notes.append(
+            f"config.pruning.end_epoch is {cfg.end_epoch}, and the run has {epochs} epochs: the window is cut to end "
+            f"with the run, at {100 * cfg.end_sparsity:g}% closed"
+        )
+        cfg.end_epoch = epochs
+    elif cfg.schedule == "step" and cfg.start_epoch + len(cfg.sparsity_steps) > epochs:
+        taken = epochs - cfg.start_epoch
+        notes.append(
+            f"the run has {epochs} epochs: it takes {taken} of the {len(cfg.sparsity_steps)} sparsity steps after epoch "
+            f"{cfg.start_epoch} and ends at {100 * sparsity_schedule(config)(epochs):g}% closed"
+        )
+
+
+def resolve(config, environ: Mapping[str, str] = os.environ) -> tuple[config_dict.ConfigDict, list[str]]:
+    """A complete, checked copy of `config`, and notes that the user should read.
+
+    BENCHMARK_EPOCHS in `environ` overrides train.epochs. Values that follow the model size are filled in unless the
+    user set them; percentages become fractions. Resolving a resolved config changes nothing.
+
+    Raises:
+      UserError: the first mistake found, with the key, its value, and what is allowed.
+    """
+    config = config_dict.ConfigDict(
+        config.to_dict() if hasattr(config, "to_dict") else config
+    ).copy_and_resolve_references()
+    notes: list[str] = []
+    config.unlock()
+    text = environ.get("BENCHMARK_EPOCHS", "")
+    if text:
+        try:
+            config.train.epochs = int(text)
+        except ValueError:
+            raise UserError(f"BENCHMARK_EPOCHS is {text!r}; allowed: a whole number of epochs, 1 or more") from None
+        if config.train.epochs < 1:
+            raise UserError(f"BENCHMARK_EPOCHS is {text!r}; allowed: a whole number of epochs, 1 or more")
+    _check_types(config, _default_config())
+    if config.model.size not in SIZES:
+        raise _fail("model.size", config.model.size, ", ".join(SIZES))
+    size = SIZES[config.model.size]
+    for key, field in _FOLLOWS_SIZE.items():
+        if _get(config, key) is None:
+            _set(config, key, getattr(size, field))
+    _check_sparsities(config)
+    _check_values(config)
+    _window_notes(config, notes)
+    config.lock()
+    return config, notes
+
+
+def to_json(config) -> dict:
+    """The config as JSON's types: nested dicts, tuples as lists."""
+
+    def plain(value):
+        if isinstance(value, Mapping):
+            return {key: plain(inner) for key, inner in value.items()}
+        return list(value) if isinstance(value, tuple) else value
+
+    return plain(config.to_dict())
+
+
+def from_json(saved: dict) -> config_dict.ConfigDict:
+    """The config that to_json wrote."""
+
+    def tuples(value):
+        if isinstance(value, dict):
+            return {key: tuples(inner) for key, inner in value.items()}
+        return tuple(value) if isinstance(value, list) else value
+
+    return config_dict.ConfigDict(tuples(saved))

@@ -1,0 +1,207 @@
+"""Checkpoints come back bit for bit, and a save that was cut short costs nothing but itself."""
+
+import functools
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from prune_jax.checkpoint import Checkpoints
+from prune_jax.errors import UserError
+from prune_jax.state import TrainState
+
+
+def make_state(seed=0, width=33):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    params = {"a": {"kernel": jax.random.normal(keys[0], (7, width)).at[0, 0].set(jnp.nan), "bias": jnp.zeros(width)}}
+    method = {"trainable": {}, "state": {"half": jax.random.normal(keys[1], (5,), jnp.bfloat16)}}
+    return TrainState(
+        step=jnp.int32(seed),
+        params=params,
+        gates={"a": {"kernel": jax.random.bernoulli(keys[1], 0.5, (7, width))}},
+        method=method,
+        opt_state=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)).init({"params": params, "method": {}}),
+        key=keys[2],
+    )
+
+
+def shapes(state):
+    return jax.eval_shape(lambda: state)
+
+
+def words(leaf):
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return leaf.dtype, leaf.shape, np.asarray(leaf).tobytes()
+
+
+def assert_same(found, state):
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+    assert jax.tree.map(words, found) == jax.tree.map(words, state)
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    opened = Checkpoints(tmp_path / "checkpoints")
+    yield opened
+    opened.close()
+
+
+def test_restores_bit_for_bit_after_reopening(tmp_path):
+    folder = tmp_path / "checkpoints"
+    first = Checkpoints(folder)
+    assert first.latest_step() is None
+    progress = {"epoch": 1, "loss_sum": 0.1 + 0.2, "best": None, "seconds": np.float32(1.5)}
+    first.save_last(10, make_state(1), progress)
+    progress["epoch"] = 99  # after the call the dict is the caller's again
+    first.save_best(10, make_state(2), {"epoch": 2})
+    first.save_last(20, make_state(3), {"epoch": 3, "loss_sum": 0.1 + 0.2})
+    first.close()
+    second = Checkpoints(folder)
+    assert second.latest_step() == 20
+    state, progress = second.restore_last(shapes(make_state()))
+    assert_same(state, make_state(3))
+    assert progress == {"epoch": 3, "loss_sum": 0.1 + 0.2}
+    state, progress = second.restore_best(shapes(make_state()))
+    assert_same(state, make_state(2))
+    assert progress == {"epoch": 2}
+    second.close()
+    assert [len(list((folder / kind).iterdir())) for kind in ("last", "best")] == [1, 1]
+
+
+def test_keys_keep_their_type(checkpoints):
+    state = {"rbg": jax.random.key(3, impl="rbg"), "many": jax.random.split(jax.random.key(4), 5)}
+    checkpoints.save_last(1, state, {})
+    found, _ = checkpoints.restore_last(shapes(state))
+    assert_same(found, state)
+    assert jax.tree.map(jax.random.key_impl, found) == jax.tree.map(jax.random.key_impl, state)
+    draw = jax.random.uniform
+    assert draw(found["rbg"]) == draw(state["rbg"]) and draw(found["many"][3]) == draw(state["many"][3])
+
+
+def test_one_step_may_be_saved_twice(checkpoints):
+    checkpoints.save_last(5, make_state(1), {"batch": 5})
+    checkpoints.save_last(5, make_state(2), {"batch": 0})
+    state, progress = checkpoints.restore_last(shapes(make_state()))
+    assert_same(state, make_state(2))
+    assert progress == {"batch": 0} and checkpoints.latest_step() == 5
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def spoil(tree):
+    return jax.tree.map(lambda x: x * 0 - 1, tree)
+
+
+def test_donation_right_after_a_save_is_safe(checkpoints):
+    for seed in range(5):
+        values = np.random.default_rng(seed).normal(size=(4, 500_000)).astype(np.float32)
+        tree = jax.block_until_ready({str(i): jnp.array(row) for i, row in enumerate(values)})
+        checkpoints.save_last(seed, tree, {})
+        for _ in range(3):
+            tree = spoil(tree)
+        found, _ = checkpoints.restore_last(shapes(tree))
+        np.testing.assert_array_equal(np.stack(list(found.values())), values)
+        spoiled = spoil(found)  # and what was restored may be donated too
+        again, _ = checkpoints.restore_last(shapes(tree))
+        np.testing.assert_array_equal(np.stack(list(again.values())), values)
+        assert all(np.all(np.asarray(leaf) == -values[int(i)] * 0 - 1) for i, leaf in spoiled.items())
+
+
+def test_sharding_is_that_of_the_abstract_state(checkpoints):
+    sharding = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec())
+    state = make_state(1)
+    checkpoints.save_last(1, state, {})
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes(state))
+    found, _ = checkpoints.restore_last(abstract)
+    assert all(leaf.sharding.is_equivalent_to(sharding, leaf.ndim) for leaf in jax.tree.leaves(found))
+    assert_same(found, state)
+
+
+def test_missing_other_and_corrupt_checkpoints_are_named(tmp_path):
+    folder = tmp_path / "checkpoints"
+    checkpoints = Checkpoints(folder)
+    state = make_state(1)
+    with pytest.raises(UserError, match=r"there is no checkpoint in .*best"):
+        checkpoints.restore_best(shapes(state))
+    checkpoints.save_last(1, state, {})
+    with pytest.raises(UserError, match=r"last/1 is of another model .*: 8 arrays differ"):
+        checkpoints.restore_last(shapes(make_state(width=34)))
+    other = shapes(state).replace(step=jax.ShapeDtypeStruct((), jnp.float32))
+    with pytest.raises(UserError, match=r"1 arrays differ.*\.step: int32\[\] in the checkpoint, float32\[\] in this"):
+        checkpoints.restore_last(other)
+    checkpoints.close()
+    for data in (folder / "last" / "1" / "state").rglob("d/*"):
+        data.write_bytes(data.read_bytes()[:10])
+    checkpoints = Checkpoints(folder)
+    with pytest.raises(UserError, match="last/1 cannot be read"):
+        checkpoints.restore_last(shapes(state))
+    checkpoints.close()
+    shutil.rmtree(folder / "last" / "1" / "progress")
+    checkpoints = Checkpoints(folder)
+    with pytest.raises(UserError, match="last/1 cannot be read"):
+        checkpoints.restore_last(shapes(state))
+    checkpoints.close()
+
+
+def test_a_partial_save_is_ignored_and_cleaned(tmp_path):
+    folder = tmp_path / "checkpoints"
+    checkpoints = Checkpoints(folder)
+    checkpoints.save_last(1, make_state(1), {"epoch": 1})
+    checkpoints.close()
+    partial = folder / "last" / "2.orbax-checkpoint-tmp"
+    shutil.copytree(folder / "last" / "1", partial)
+    shutil.rmtree(partial / "progress")
+    checkpoints = Checkpoints(folder)
+    state, progress = checkpoints.restore_last(shapes(make_state()))
+    assert_same(state, make_state(1))
+    assert progress == {"epoch": 1}
+    checkpoints.save_last(2, make_state(2), {"epoch": 2})
+    assert_same(checkpoints.restore_last(shapes(make_state()))[0], make_state(2))
+    checkpoints.close()
+    assert [path.name for path in (folder / "last").iterdir()] == ["2"]
+
+
+SAVER = """
+import sys, jax.numpy as jnp
+from prune_jax.checkpoint import Checkpoints
+checkpoints = Checkpoints(sys.argv[1])
+for step in range(1, 10_000):
+    checkpoints.save_last(step, {"x": jnp.full(500_000, step)}, {"step": step})
+    if step > 1:
+        print(step - 1, flush=True)
+"""
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.011, 0.023])
+def test_a_process_killed_while_saving_leaves_a_whole_checkpoint(tmp_path, delay):
+    root = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-c", SAVER, str(tmp_path)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True, env=environment) as child:
+        for _ in range(3):
+            assert child.stdout.readline()
+        time.sleep(delay)
+        child.send_signal(signal.SIGKILL)
+        written = 3 + len(child.stdout.read().split())
+    checkpoints = Checkpoints(tmp_path)
+    state, progress = checkpoints.restore_last({"x": jax.ShapeDtypeStruct((500_000,), jnp.int32)})
+    assert progress["step"] >= written and np.all(np.asarray(state["x"]) == progress["step"])
+    checkpoints.close()
+
+
+def test_orbax_says_nothing_below_a_warning(checkpoints, caplog):
+    with caplog.at_level(logging.DEBUG, logger="absl"):
+        checkpoints.save_last(1, make_state(), {})
+        checkpoints.restore_last(shapes(make_state()))
+    assert not caplog.records
