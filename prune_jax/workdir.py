@@ -112,8 +112,8 @@ def prepare(workdir, config_json: dict) -> bool:
             release(workdir)
             raise
     except OSError as error:
-        where = error.filename or shown
-        raise UserError(f"cannot use the workdir {shown}: {error.strerror or error} ({where})") from error
+        where = f" ({error.filename})" if error.filename else ""
+        raise UserError(f"cannot use the workdir {shown}: {error.strerror or error}{where}") from error
 
 
 def _run_config(workdir: Path) -> dict | None:
@@ -210,12 +210,13 @@ def _archive(workdir: Path) -> Path:
         with open(partial, "xb") as file:
             with zipfile.ZipFile(file, "w", strict_timestamps=False) as archive:
                 for name, path in before.items():
-                    info = zipfile.ZipInfo.from_file(path, name, strict_timestamps=False)
-                    if path.is_symlink():
+                    if path.is_symlink():  # stored as a link; ZipInfo.from_file would follow it
+                        info = zipfile.ZipInfo(name)
                         info.external_attr = (stat.S_IFLNK | 0o777) << 16
-                        info.file_size = len(os.fsencode(os.readlink(path)))
                         archive.writestr(info, os.fsencode(os.readlink(path)))
-                    elif name.endswith("/"):
+                        continue
+                    info = zipfile.ZipInfo.from_file(path, name, strict_timestamps=False)
+                    if name.endswith("/"):
                         archive.writestr(info, b"")
                     else:
                         # Checkpoints and images are compressed already.
@@ -250,7 +251,7 @@ def _verify(archive_path: Path, workdir: Path) -> None:
         listed = {info.filename: info.file_size for info in archive.infolist()}
     held = {name: 0 if name.endswith("/") else path.lstat().st_size for name, path in _entries(workdir).items()}
     if broken is not None or listed != held:
-        raise OSError(f"the archive of {workdir} came out wrong ({broken or 'its list of files differs'})")
+        raise OSError(f"its archive came out wrong ({broken or 'another list of files'}); the folder was left as it is")
 
 
 def _sync_folder(path: Path) -> None:

@@ -125,7 +125,9 @@ def _loss(figure, columns, summary) -> None:
         shade = axes.twinx()
         label = "sparsity after the epoch (right axis)"
         shade.bar(epochs, columns["sparsity"], width=0.8, color=_GREY, alpha=0.25)
-        axes.fill_between([], [], color=_GREY, alpha=0.25, label=label)  # for the legend: its entries come from one axes
+        axes.fill_between(
+            [], [], color=_GREY, alpha=0.25, label=label
+        )  # for the legend: its entries come from one axes
         shade.set_ylim(0, 105)
         shade.set_ylabel(_SPARSITY, color="#555555")
         shade.tick_params(colors="#555555")

@@ -1,0 +1,121 @@
+"""A GLUE-like corpus made from rules, so that everything runs without a download.
+
+Words are pseudo-words of two or three syllables, drawn once by a fixed seed and divided into classes. All three tasks
+are a pure function of (task, size, seed); 2% of the labels are wrong at random, so no score is perfect.
+
+single (sentiment, accuracy): 8 to 16 words; 2 to 4 of them are polar (+1 or -1), the rest neutral. A negator turns the
+  sign of the next polar word in the sentence; an intensifier right before a polar word doubles it; where a contrast word
+  stands, only what follows it counts. The label is the sign of the sum, which is never 0. Counting words is not enough.
+pair (entailment, accuracy): the premise states three facts "subject verb object", no word twice, with fillers between;
+  the hypothesis states one fact. It is entailed if the premise states it, each word itself or its synonym. In half of
+  the other cases one word of the fact is new, in the other half it comes from another fact of the premise.
+regression (similarity 0 to 5, Pearson and Spearman): the second sentence keeps k of the first one's six content words,
+  s of them as synonyms; the score is 5 * (k - s / 2) / 6 plus noise of standard deviation 0.15, clipped to 0..5.
+"""
+
+import numpy as np
+
+_SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
+_NOISE = 0.02
+
+
+def _words(count: int) -> list[str]:
+    rng = np.random.default_rng(7)
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found["".join(rng.choice(_SYLLABLES, rng.integers(2, 4)))] = None
+    return list(found)
+
+
+_ALL = _words(700)
+POSITIVE, NEGATIVE, NEUTRAL = _ALL[:60], _ALL[60:120], _ALL[120:400]
+NEGATORS, INTENSIFIERS, CONTRAST, FILLERS = _ALL[400:406], _ALL[406:412], _ALL[412:415], _ALL[415:430]
+SUBJECTS, VERBS, OBJECTS = _ALL[430:490], _ALL[490:550], _ALL[550:610]  # in each, word 2i and 2i + 1 are synonyms
+_POLARITY = {word: 1 for word in POSITIVE} | {word: -1 for word in NEGATIVE}
+
+
+def sentiment(words: list[str]) -> int:
+    """The sum that decides a sentence's sentiment, by the rules above."""
+    starts = [i + 1 for i, word in enumerate(words) if word in CONTRAST]
+    total, sign = 0, 1
+    for i, word in enumerate(words):
+        if starts and i < starts[-1]:
+            continue
+        if word in NEGATORS:
+            sign = -1
+        elif word in _POLARITY:
+            total += sign * _POLARITY[word] * (2 if i and words[i - 1] in INTENSIFIERS else 1)
+            sign = 1
+    return total
+
+
+def _single(rng) -> tuple[tuple[str], int]:
+    while True:
+        words = list(rng.choice(NEUTRAL, rng.integers(4, 9)))
+        for _ in range(rng.integers(2, 5)):
+            phrase = [rng.choice(POSITIVE if rng.random() < 0.5 else NEGATIVE)]
+            if rng.random() < 0.25:
+                phrase.insert(0, rng.choice(INTENSIFIERS))
+            if rng.random() < 0.35:
+                phrase.insert(0, rng.choice(NEGATORS))
+            at = rng.integers(len(words) + 1)
+            words[at:at] = phrase
+        if rng.random() < 0.3:
+            words.insert(rng.integers(2, len(words) - 1), rng.choice(CONTRAST))
+        words = [str(word) for word in words]
+        if 8 <= len(words) <= 16 and (total := sentiment(words)):
+            return (" ".join(words),), int(total > 0)
+
+
+def _synonym(words: list[str], word: str) -> str:
+    return words[words.index(word) ^ 1]
+
+
+def _maybe_synonym(rng, words, word):
+    return _synonym(words, word) if rng.random() < 0.3 else word
+
+
+def _pair(rng) -> tuple[tuple[str, str], int]:
+    classes = (SUBJECTS, VERBS, OBJECTS)
+    columns = [[words[2 * i + rng.integers(2)] for i in rng.permutation(len(words) // 2)[:4]] for words in classes]
+    facts = list(zip(*(column[:3] for column in columns), strict=True))
+    premise = " ".join(" ".join([*fact, str(rng.choice(FILLERS))]) for fact in facts)
+    chosen = rng.integers(3)
+    fact = list(facts[chosen])
+    entailed = rng.random() < 0.5
+    if not entailed:
+        slot = rng.integers(3)
+        other = 3 if rng.random() < 0.5 else (chosen + rng.integers(1, 3)) % 3
+        fact[slot] = columns[slot][other]
+    fact = [_maybe_synonym(rng, words, word) for words, word in zip(classes, fact, strict=True)]
+    return (premise, " ".join(fact)), int(not entailed)
+
+
+def _regression(rng) -> tuple[tuple[str, str], float]:
+    pool = SUBJECTS + OBJECTS
+    pairs = rng.permutation(len(pool) // 2)
+    first = [pool[2 * i + rng.integers(2)] for i in pairs[:6]]
+    kept = rng.integers(0, 7)
+    synonyms = rng.integers(0, kept + 1)
+    second = [_synonym(pool, word) if i < synonyms else word for i, word in enumerate(first[:kept])]
+    second += [pool[2 * i + rng.integers(2)] for i in pairs[6 : 12 - kept]]
+    score = 5 * (kept - synonyms / 2) / 6 + rng.normal(0, 0.15)
+    sentences = (" ".join(str(word) for word in rng.permutation(words)) for words in (first, second))
+    return tuple(sentences), float(np.clip(score, 0, 5))
+
+
+def generate(task: str, size: int, seed) -> tuple[list[tuple[str, ...]], list]:
+    """`size` examples of "single", "pair" or "regression": (texts, labels), each example's texts a tuple.
+
+    seed: anything numpy.random.default_rng takes; equal seeds give equal corpora.
+    """
+    rng = np.random.default_rng(seed)
+    make = {"single": _single, "pair": _pair, "regression": _regression}[task]
+    texts, labels = [], []
+    for _ in range(size):
+        text, label = make(rng)
+        if task != "regression" and rng.random() < _NOISE:
+            label = 1 - label
+        texts.append(text)
+        labels.append(label)
+    return texts, labels
