@@ -1,10 +1,11 @@
 """Runs one experiment.
 
-    python launch.py --config=configs/spt_base.py [--config.KEY=VALUE ...] [--workdir=DIR]
+    python launch.py --config=configs/spt_base.py [--config.key=value ...] [--workdir=DIR]
 
 configs/common.py lists every key with its default. An unfinished run of the same config in DIR is resumed.
 """
 
+import logging
 import re
 import sys
 
@@ -18,45 +19,63 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; ov
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the results go; default results_<method>.")
 
 
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    tuple: "numbers separated by commas",
+}
+_NO_CONFIG = "--config is missing; for example --config=configs/quickstart.py (--help tells more)"
+
+
+def _type_of(key: str, config):
+    """The type of a dotted key of `config`; KeyError, AttributeError or TypeError if there is none."""
+    *rooms, name = key.split(".")
+    for room in rooms:
+        config = config[room]
+    return config.get_type(name)
+
+
 def _flag_mistake(argv: list[str], error: Exception) -> str:
     """What to tell the user of a failed parse, in terms of the config's keys."""
     from configs import common
 
     defaults = common.get_config()
+    files = [re.match(r"--?config(?:=(.*))?$", arg) for arg in argv[1:]]
+    if not any(files):
+        return _NO_CONFIG
     for arg in argv[1:]:
-        match = re.match(r"--?config\.([\w.]+)(?:=(.*))?$", arg)
-        if not match:
-            continue
-        key, value = match.groups()
-        node = defaults
-        try:
-            for name in key.split(".")[:-1]:
-                node = node[name]
-            wanted = node.get_type(key.split(".")[-1])
-        except (KeyError, AttributeError, TypeError):
-            return config_lib.unknown_key_message(key, defaults)
-        if isinstance(error, flags.IllegalFlagValueError) and str(error).startswith(f"flag --config.{key}="):
-            kind = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}.get(
-                wanted.__name__, "single keys below it, as in --config.model.size=tiny" if wanted is not tuple else
-                "numbers separated by commas"
-            )  # fmt: skip
-            return f"config.{key} is {value!r}; allowed: {kind}"
+        if match := re.match(r"--?config\.([\w.]+)", arg):
+            try:
+                _type_of(match[1], defaults)
+            except (KeyError, AttributeError, TypeError):
+                return config_lib.unknown_key_message(match[1], defaults)
+    if match := re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL):
+        kind = _KINDS.get(_type_of(match[1], defaults), "single keys below it, as in --config.model.size=tiny")
+        return f"config.{match[1]} is {match[2]!r}; allowed: {kind}"
     reasons = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, OSError):
-        paths = [arg.split("=", 1)[1] for arg in argv if arg.startswith(("--config=", "-config="))]
-        return f"cannot load the config file {paths[-1] if paths else ''}: {reasons[-1]}"
-    return reasons[-1] if reasons else type(error).__name__
+    reason = reasons[-1] if reasons else type(error).__name__
+    if isinstance(error, flags.Error) and not str(error).startswith("flag --config="):
+        return reason
+    at, match = [(at, match) for at, match in enumerate(files) if match][-1]
+    path = match[1] if match[1] is not None else argv[at + 2]
+    reason = reason.removeprefix("Configuration is not available because of an earlier failure to load: ")
+    return f"cannot load the config file {path!r}: {reason}"
 
 
 def _parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
-        if flags.FLAGS.help or CONFIG.value is None:
-            print(__doc__ + flags.FLAGS.main_module_help())
-            sys.exit(0 if flags.FLAGS.help else 2)
-        CONFIG.value.keys()  # a file that could not be loaded raises at its first use
+        config = CONFIG.value
+        if config is not None:
+            config.keys()  # a file that could not be loaded raises at its first use
+    except SystemExit:  # absl leaves with 1 after printing --help
+        sys.exit(0)
     except Exception as error:  # config_flags lets whatever a config file raises through
         sys.exit(_complain(_flag_mistake(argv, error), 2))
+    if config is None:
+        sys.exit(_complain(_NO_CONFIG, 2))
     if len(rest) > 1:
         sys.exit(_complain(f"unexpected argument {rest[1]!r}; flags start with --", 2))
     return rest
@@ -69,15 +88,19 @@ def _complain(message: object, code: int) -> int:
 
 def main(argv: list[str]) -> int:
     del argv
+    logging.getLogger("jax").setLevel(logging.WARNING)  # absl's app shows info, and jax tells of each backend it lacks
     try:
         config, _ = config_lib.resolve(CONFIG.value)
         from prune_jax import train  # jax is loaded only for a config that can run
 
-        train.train_and_evaluate(config, WORKDIR.value or f"results_{config.pruning.method}")
+        # The config as given: train resolves it for itself, and tells the notes (a window once cut gives none).
+        train.train_and_evaluate(CONFIG.value, WORKDIR.value or f"results_{config.pruning.method}")
     except UserError as error:
         return _complain(error, 2)
     except Stopped as error:
         return _complain(error, error.exit_code)
+    except KeyboardInterrupt:  # before or after the training loop, which answers it itself
+        return _complain("interrupted; what was saved is in order", 130)
     return 0
 
 

@@ -147,6 +147,8 @@ def _check_types(config, defaults) -> None:
             types[f"{room}.{name}"] = defaults[room].get_type(name)
     given = _leaves(config)
     for key in given:
+        if key in defaults:
+            raise _fail(key, given[key], f"its keys, such as config.{key}.{next(iter(defaults[key]))}")
         if key not in known:
             raise UserError(unknown_key_message(key, defaults))
     for key in known:
@@ -196,10 +198,13 @@ def _check_values(config) -> None:
     buckets = data.buckets
     if buckets is not None:
         whole = all(isinstance(length, int) and length > 0 for length in buckets)
-        if not whole or not buckets or list(buckets) != sorted(set(buckets)) or buckets[-1] != data.max_len:
-            raise _fail(
-                "data.buckets", buckets, f"increasing lengths that end with config.data.max_len ({data.max_len})"
+        increasing = whole and buckets and list(buckets) == sorted(set(buckets))
+        if not increasing or not data.max_len <= buckets[-1] <= model.max_positions:
+            allowed = (
+                f"increasing lengths, the last at least config.data.max_len ({data.max_len}) "
+                f"and at most config.model.max_positions ({model.max_positions})"
             )
+            raise _fail("data.buckets", buckets, allowed)
     if data.source == "tsv":
         if not data.dir:
             raise UserError("config.data.dir is empty; with config.data.source=tsv it names the GLUE folder")
@@ -219,10 +224,10 @@ def _check_sparsities(config) -> None:
             raise _fail(f"pruning.{key}", value, "a fraction from 0 to 1 (95 percent is 0.95)")
     if cfg.start_sparsity > cfg.end_sparsity:
         raise _fail(
-            "pruning.start_sparsity", cfg.start_sparsity, f"at most pruning.end_sparsity ({cfg.end_sparsity:g})"
+            "pruning.start_sparsity", cfg.start_sparsity, f"at most config.pruning.end_sparsity ({cfg.end_sparsity:g})"
         )
     if cfg.start_epoch > cfg.end_epoch:
-        raise _fail("pruning.start_epoch", cfg.start_epoch, f"at most pruning.end_epoch ({cfg.end_epoch})")
+        raise _fail("pruning.start_epoch", cfg.start_epoch, f"at most config.pruning.end_epoch ({cfg.end_epoch})")
     values = cfg.sparsity_steps
     if not values:
         raise _fail("pruning.sparsity_steps", "()", "at least one percentage (0 to 100) or fraction (0 to 1)")
@@ -239,8 +244,10 @@ def _window_notes(config, notes: list[str]) -> None:
     if cfg.method == "baseline":
         return
     if cfg.start_epoch >= epochs:
+        final = sparsity_schedule(config)(epochs)
+        outcome = f"it ends at {100 * final:g}% closed" if final else "nothing will be pruned"
         notes.append(
-            f"pruning starts after {cfg.start_epoch} epochs, and the run has {epochs}: nothing will be pruned "
+            f"pruning starts after {cfg.start_epoch} epochs, and the run has {epochs}: {outcome} "
             "(config.pruning.start_epoch)"
         )
     elif cfg.schedule == "linear" and cfg.end_epoch > epochs:
@@ -252,8 +259,8 @@ def _window_notes(config, notes: list[str]) -> None:
     elif cfg.schedule == "step" and cfg.start_epoch + len(cfg.sparsity_steps) > epochs:
         taken = epochs - cfg.start_epoch
         notes.append(
-            f"the run has {epochs} epochs: it takes {taken} of the {len(cfg.sparsity_steps)} sparsity steps after epoch "
-            f"{cfg.start_epoch} and ends at {100 * sparsity_schedule(config)(epochs):g}% closed"
+            f"the run has {epochs} epochs: it takes {taken} of the {len(cfg.sparsity_steps)} sparsity steps after "
+            f"epoch {cfg.start_epoch} and ends at {100 * sparsity_schedule(config)(epochs):g}% closed"
         )
 
 
@@ -271,15 +278,14 @@ def resolve(config, environ: Mapping[str, str] = os.environ) -> tuple[config_dic
     ).copy_and_resolve_references()
     notes: list[str] = []
     config.unlock()
-    text = environ.get("BENCHMARK_EPOCHS", "")
-    if text:
-        try:
-            config.train.epochs = int(text)
-        except ValueError:
-            raise UserError(f"BENCHMARK_EPOCHS is {text!r}; allowed: a whole number of epochs, 1 or more") from None
-        if config.train.epochs < 1:
-            raise UserError(f"BENCHMARK_EPOCHS is {text!r}; allowed: a whole number of epochs, 1 or more")
     _check_types(config, _default_config())
+    text = environ.get("BENCHMARK_EPOCHS", "").strip()
+    if text:
+        if not text.isdecimal() or int(text) < 1:
+            raise UserError(f"BENCHMARK_EPOCHS is {text!r}; allowed: a whole number of epochs, 1 or more")
+        if int(text) != config.train.epochs:
+            notes.append(f"BENCHMARK_EPOCHS={text} overrides config.train.epochs={config.train.epochs}")
+        config.train.epochs = int(text)
     if config.model.size not in SIZES:
         raise _fail("model.size", config.model.size, ", ".join(SIZES))
     size = SIZES[config.model.size]

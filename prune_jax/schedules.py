@@ -38,7 +38,7 @@ def sparsity_schedule(config) -> Callable[[int], float]:
     if cfg.schedule == "linear":
         return linear(cfg.start_sparsity, cfg.end_sparsity, cfg.start_epoch, cfg.end_epoch)
     values = [min(max(value, cfg.start_sparsity), cfg.end_sparsity) for value in cfg.sparsity_steps]
-    return steps(values, cfg.start_epoch)
+    return steps([cfg.start_sparsity, *values], cfg.start_epoch - 1)  # as linear does: start_sparsity at start_epoch
 
 
 def learning_rate(config, total_steps: int) -> Callable[[int], float]:

@@ -3,9 +3,10 @@
 Words are pseudo-words of two or three syllables, drawn once by a fixed seed and divided into classes. All three tasks
 are a pure function of (task, size, seed); 2% of the labels are wrong at random, so no score is perfect.
 
-single (sentiment, accuracy): 8 to 16 words; 2 to 4 of them are polar (+1 or -1), the rest neutral. A negator turns the
-  sign of the next polar word in the sentence; an intensifier right before a polar word doubles it; where a contrast word
-  stands, only what follows it counts. The label is the sign of the sum, which is never 0. Counting words is not enough.
+single (sentiment, accuracy): 8 to 16 words; 2 to 4 of them are polar (+1 or -1), three in four of a
+  sentence's own mood, the rest neutral. A negator turns the
+  sign of the next polar word; an intensifier right before a polar word doubles it; where a contrast word stands, only
+  what follows it counts. The label is the sign of the sum, which is never 0. Counting words is not enough.
 pair (entailment, accuracy): the premise states three facts "subject verb object", no word twice, with fillers between;
   the hypothesis states one fact. It is entailed if the premise states it, each word itself or its synonym. In half of
   the other cases one word of the fact is new, in the other half it comes from another fact of the premise.
@@ -27,11 +28,11 @@ def _words(count: int) -> list[str]:
     return list(found)
 
 
-_ALL = _words(700)
-POSITIVE, NEGATIVE, NEUTRAL = _ALL[:60], _ALL[60:120], _ALL[120:400]
-NEGATORS, INTENSIFIERS, CONTRAST, FILLERS = _ALL[400:406], _ALL[406:412], _ALL[412:415], _ALL[415:430]
-SUBJECTS, VERBS, OBJECTS = _ALL[430:490], _ALL[490:550], _ALL[550:610]  # in each, word 2i and 2i + 1 are synonyms
-_POLARITY = {word: 1 for word in POSITIVE} | {word: -1 for word in NEGATIVE}
+_ALL = _words(400)
+POSITIVE, NEGATIVE, NEUTRAL = _ALL[:25], _ALL[25:50], _ALL[50:150]
+NEGATORS, INTENSIFIERS, CONTRAST, FILLERS = _ALL[150:153], _ALL[153:156], _ALL[156:158], _ALL[160:175]
+SUBJECTS, VERBS, OBJECTS = _ALL[200:240], _ALL[240:280], _ALL[280:320]  # in each, word 2i and 2i + 1 are synonyms
+_POLARITY = dict.fromkeys(POSITIVE, 1) | dict.fromkeys(NEGATIVE, -1)
 
 
 def sentiment(words: list[str]) -> int:
@@ -51,16 +52,16 @@ def sentiment(words: list[str]) -> int:
 
 def _single(rng) -> tuple[tuple[str], int]:
     while True:
-        words = list(rng.choice(NEUTRAL, rng.integers(4, 9)))
+        words, mood = list(rng.choice(NEUTRAL, rng.integers(4, 9))), rng.random() < 0.5
         for _ in range(rng.integers(2, 5)):
-            phrase = [rng.choice(POSITIVE if rng.random() < 0.5 else NEGATIVE)]
+            phrase = [rng.choice(POSITIVE if (rng.random() < 0.75) == mood else NEGATIVE)]
             if rng.random() < 0.25:
                 phrase.insert(0, rng.choice(INTENSIFIERS))
-            if rng.random() < 0.35:
+            if rng.random() < 0.2:
                 phrase.insert(0, rng.choice(NEGATORS))
             at = rng.integers(len(words) + 1)
             words[at:at] = phrase
-        if rng.random() < 0.3:
+        if rng.random() < 0.15:
             words.insert(rng.integers(2, len(words) - 1), rng.choice(CONTRAST))
         words = [str(word) for word in words]
         if 8 <= len(words) <= 16 and (total := sentiment(words)):
