@@ -259,8 +259,11 @@ class _Loop:
         target = self.schedule(progress["epoch"] + 1)
         own, columns, lines = self.method.end_epoch(self.state.gates, self.state.method["state"])
         self.state = self.state.replace(method={**self.state.method, "state": own})
+        before = self.evaluate()["eval_metric"] if target > self.sparsity else None
         self.prune(target, end_of_epoch=True)
         found = self.evaluate()
+        if before is None:
+            before = found["eval_metric"]
         row = {
             "epoch": progress["epoch"] + 1,
             "step": int(self.state.step),
@@ -269,6 +272,7 @@ class _Loop:
             "sparsity": self.sparsity,
             "target_sparsity": target,
             "seconds": progress["epoch_seconds"] + time.perf_counter() - start,
+            "metric_before_pruning": before,
             **columns,
         }
         metric = row["eval_metric"]

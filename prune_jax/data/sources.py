@@ -152,7 +152,8 @@ def _read_hub(task, data_config):
         for row, label in enumerate(labels):
             if label is None or not allowed[0] <= label <= allowed[1]:
                 raise UserError(
-                    f"{name} {task.name} {hub_split}, row {row}: the label is {label}; allowed: {allowed[0]} to {allowed[1]}"
+                    f"{name} {task.name} {hub_split}, row {row}: the label is {label}; "
+                    f"allowed: {allowed[0]} to {allowed[1]}"
                 )
         rows[split] = _rows(task, list(zip(*(table[column][:] for column in task.hub_columns), strict=True)), labels)
     return rows

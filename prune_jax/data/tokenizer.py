@@ -1,5 +1,6 @@
 """Text to token ids: one wrapper around the tokenizers library, whatever the tokenizer came from."""
 
+import collections
 import hashlib
 import json
 from pathlib import Path
@@ -10,7 +11,6 @@ import numpy as np
 from prune_jax.errors import UserError
 
 DEFAULT = "bert-base-uncased"
-_BUILTIN_VOCABULARY = 1000
 
 
 class Tokenizer(NamedTuple):
@@ -26,7 +26,7 @@ class Tokenizer(NamedTuple):
     @property
     def identity(self) -> str:
         """A hash of all that decides the ids."""
-        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
+        return hashlib.sha256(json.dumps(json.loads(self.backend.to_str()), sort_keys=True).encode()).hexdigest()
 
     def encode(self, texts_a: list[str], texts_b: list[str] | None, max_len: int):
         """[CLS] a [SEP], or [CLS] a [SEP] b [SEP], cut to max_len tokens, the longer text first.
@@ -116,8 +116,16 @@ def _from_transformers(name: str) -> Tokenizer:
 
 
 def _train(texts: list[str]) -> Tokenizer:
+    """A WordPiece of every word that occurs twice, and of the letters, as first and as later pieces, for all others.
+
+    Not made by tokenizers' own trainer: it breaks ties by the order of a hash table, so two processes with the same
+    corpus get different vocabularies, and a resumed run would not be the run that was stopped.
+    """
     from tokenizers import BertWordPieceTokenizer
 
-    tokenizer = BertWordPieceTokenizer(lowercase=True)
-    tokenizer.train_from_iterator(texts, vocab_size=_BUILTIN_VOCABULARY, min_frequency=2, show_progress=False)
-    return Tokenizer(tokenizer._tokenizer, "WordPiece trained on the corpus")
+    counts = collections.Counter(word for text in texts for word in text.lower().split())
+    letters = {letter for word in counts for letter in word}
+    learned = {word for word, count in counts.items() if count > 1} | letters | {f"##{letter}" for letter in letters}
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(learned)]
+    backend = BertWordPieceTokenizer({token: i for i, token in enumerate(tokens)}, lowercase=True)._tokenizer
+    return Tokenizer(backend, "WordPiece trained on the corpus")

@@ -113,8 +113,9 @@ def create(config) -> Method:
             cells = [f"{t / n:.3e}" if n else "-" for t, n in zip(total, passes, strict=True)]
             width = max(map(len, (*names, *cells)))
             lines = ["  ".join(text.rjust(width) for text in row) for row in (names, cells)]
-        state = {**state, "epoch_sum": jnp.zeros_like(total), "epoch_count": jnp.zeros_like(passes)}
-        return state, columns, lines
+        # On the devices of the old arrays: another placement would compile the training step anew.
+        fresh = {name: jnp.zeros_like(x, device=x.sharding) for name, x in state.items() if name.startswith("epoch_")}
+        return {**state, **fresh}, columns, lines
 
     return Method(
         hyper={"epsilon": cfg.epsilon, "reward_alpha": cfg.reward_alpha},

@@ -1,0 +1,66 @@
+"""Fixtures: the real data where it is to be found, a token cache of the session's own, and a config that runs fast."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from configs import common
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with glue/ and bert-base-uncased/; skips only where there is none."""
+    candidates = [os.environ.get("PRUNE_JAX_DATA"), ROOT.parent / "shared" / "data"]
+    for folder in candidates:
+        if folder and (Path(folder) / "glue").is_dir():
+            return Path(folder)
+    pytest.skip("no real data: neither PRUNE_JAX_DATA nor ../shared/data has a glue folder")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compile_once(tmp_path_factory):
+    """Many tests run the same small network: what one has compiled the others load."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    previous = os.environ.get("PRUNE_JAX_CACHE")
+    os.environ["PRUNE_JAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if previous is None:
+        del os.environ["PRUNE_JAX_CACHE"]
+    else:
+        os.environ["PRUNE_JAX_CACHE"] = previous
+
+
+@pytest.fixture
+def small_config():
+    """Built-in data and a network of a few thousand weights: an epoch takes a fraction of a second."""
+    config = common.get_config()
+    config.model.size = "tiny"
+    config.model.num_layers = 1
+    config.model.d_model = 16
+    config.model.num_heads = 2
+    config.model.d_ff = 32
+    config.data.source = "builtin"
+    config.data.task = "single"
+    config.data.max_len = 32
+    config.data.builtin_train_size = 150
+    config.data.builtin_eval_size = 50
+    config.train.epochs = 4
+    config.train.batch_size = 16
+    config.train.eval_batch_size = 32
+    config.train.learning_rate = 1e-3
+    config.pruning.start_epoch = 1
+    config.pruning.sparsity_steps = (25, 50, 75)
+    config.movement.frequency = 3
+    config.spt.epsilon = 0.05
+    return config

@@ -1,0 +1,330 @@
+"""Whole runs: files, targets, compilations, repetition to the bit, stops and resumptions, and mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from prune_jax import checkpoint, report, train, workdir
+from prune_jax import gates as gates_lib
+from prune_jax import state as state_lib
+from prune_jax.data import batching
+from prune_jax.errors import Stopped, UserError
+
+METHODS = ["baseline", "magnitude", "movement", "spt"]
+
+
+def numbers(folder) -> list[dict]:
+    """metrics.csv without what a clock decides."""
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in report.read_metrics(folder)]
+
+
+def saved_state(folder, kind="last"):
+    """The arrays of a checkpoint as Orbax has them, with no help from the code that wrote them."""
+    import orbax.checkpoint as ocp
+
+    (found,) = (folder / "checkpoints" / kind).glob("[0-9]*")
+    return ocp.StandardCheckpointer().restore(found / "state")
+
+
+def assert_same_trees(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_leaves_its_files_and_meets_every_target(method, small_config, tmp_path):
+    small_config.pruning.method = method
+    summary = train.train_and_evaluate(small_config, tmp_path / "run")
+    folder = tmp_path / "run"
+    rows = report.read_metrics(folder)
+    columns = ["epoch", "step", "train_loss", "eval_loss", "eval_metric", "sparsity", "target_sparsity", "seconds"]
+    assert list(rows[0])[:8] == columns and ("mean_reward" in rows[0]) == (method == "spt")
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4] and rows[-1]["step"] == 40  # ceil(150 / 16) = 10 an epoch
+    targets = [0, 0, 0, 0] if method == "baseline" else [0, 0.25, 0.5, 0.75]
+    assert [row["target_sparsity"] for row in rows] == targets
+    gates = saved_state(folder)["gates"]
+    for leaf in jax.tree.leaves(gates):
+        assert abs((~np.asarray(leaf)).sum() - targets[-1] * leaf.size) <= 1
+    prunable = summary["num_prunable"]
+    assert prunable == gates_lib.count(gates) == 16 * 16 * 4 + 2 * 16 * 32 + 16 * 16 + 16 * 2
+    for row, target in zip(rows, targets, strict=True):
+        assert abs(row["sparsity"] - target) * prunable <= len(jax.tree.leaves(gates))
+    saved = json.loads((folder / "summary.json").read_text())
+    assert saved["method"] == method and saved["task"] == "single" and saved["metric_name"] == "accuracy"
+    assert saved["final_metric"] == rows[-1]["eval_metric"] and saved["steps"] == 40 and saved["epochs"] == 4
+    assert saved["versions"]["jax"] == jax.__version__
+    best = max(rows, key=lambda row: (row["sparsity"], row["eval_metric"]))
+    assert (saved["best_metric"], saved["best_epoch"]) == (best["eval_metric"], best["epoch"])
+    names = {"config.json", "provenance.json", "run.log", "checkpoints", "plots", "tensorboard", "tokenizer"}
+    assert names <= {path.name for path in folder.iterdir()}
+    drawn = {path.name for path in (folder / "plots").iterdir()}
+    assert drawn == {"loss.png", "metric.png"} | ({"importance.png"} if method == "spt" else set())
+    assert list((folder / "tensorboard").glob("events.*"))
+    assert "epoch 4/4" in (folder / "run.log").read_text()
+
+
+@pytest.mark.parametrize("method", ["movement", "spt"])
+def test_nothing_compiles_after_the_first_epoch(method, small_config, tmp_path, monkeypatch):
+    traces = []
+    epochs = []
+
+    def counting(make):
+        def wrapped(*args):
+            inner = make(*args)
+
+            def step(*inner_args):
+                traces.append(len(epochs))
+                return inner(*inner_args)
+
+            return step
+
+        return wrapped
+
+    original = train._Loop.finish_epoch
+
+    def finish(self):
+        original(self)
+        epochs.append(self.progress["epoch"])
+
+    monkeypatch.setattr(state_lib, "make_train_step", counting(state_lib.make_train_step))
+    monkeypatch.setattr(state_lib, "make_eval_step", counting(state_lib.make_eval_step))
+    monkeypatch.setattr(train._Loop, "finish_epoch", finish)
+    small_config.pruning.method = method
+    small_config.train.lr_schedule = "linear"
+    train.train_and_evaluate(small_config, tmp_path / "run")
+    assert epochs == [1, 2, 3, 4]
+    assert 2 <= len(traces) <= 4  # two bucket lengths at most, for training and for evaluation
+    assert set(traces) == {0}, "something was traced after the first epoch"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_seed_same_result_bit_for_bit(method, small_config, tmp_path):
+    small_config.pruning.method = method
+    for name in "ab":
+        train.train_and_evaluate(small_config, tmp_path / name)
+    assert numbers(tmp_path / "a") == numbers(tmp_path / "b")
+    assert_same_trees(saved_state(tmp_path / "a"), saved_state(tmp_path / "b"))
+    with small_config.unlocked():
+        small_config.train.seed = 1
+    train.train_and_evaluate(small_config, tmp_path / "c")
+    assert numbers(tmp_path / "a") != numbers(tmp_path / "c")
+
+
+def stop_at(monkeypatch, step, number):
+    """Sends the process a signal while it trains its step-th step."""
+    original, count = batching.train_batches, [0]
+
+    def batches(*args):
+        for batch in original(*args):
+            count[0] += 1
+            if count[0] == step:
+                os.kill(os.getpid(), number)
+            yield batch
+
+    monkeypatch.setattr(batching, "train_batches", batches)
+
+
+@pytest.mark.parametrize(
+    ("method", "step", "number"),
+    [
+        ("spt", 17, signal.SIGTERM),
+        ("spt", 10, signal.SIGINT),
+        ("movement", 34, signal.SIGINT),
+        ("spt", 40, signal.SIGTERM),
+    ],
+)
+def test_a_stopped_run_resumes_to_the_numbers_of_an_undisturbed_one(
+    method, step, number, small_config, tmp_path, monkeypatch
+):
+    small_config.pruning.method = method
+    small_config.spt.explorations = 2
+    train.train_and_evaluate(small_config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, step, number)
+        if step == 40:  # the last step: there is nothing left to stop
+            train.train_and_evaluate(small_config, tmp_path / "parts")
+        else:
+            with pytest.raises(Stopped, match=f"{number.name} after step {step}") as stopped:
+                train.train_and_evaluate(small_config, tmp_path / "parts")
+            assert stopped.value.exit_code == 128 + number
+            assert signal.getsignal(number) is not None
+            assert not (tmp_path / "parts" / "summary.json").exists()
+            workdir.release(tmp_path / "parts")
+            train.train_and_evaluate(small_config, tmp_path / "parts")
+    assert numbers(tmp_path / "whole") == numbers(tmp_path / "parts")
+    for kind in ("last", "best"):
+        assert_same_trees(saved_state(tmp_path / "whole", kind), saved_state(tmp_path / "parts", kind))
+    assert not list(tmp_path.glob("*.zip"))
+
+
+def test_a_finished_run_is_zipped_before_the_next(small_config, tmp_path):
+    train.train_and_evaluate(small_config, tmp_path / "run")
+    first = numbers(tmp_path / "run")
+    with small_config.unlocked():
+        small_config.train.epochs = 2
+    train.train_and_evaluate(small_config, tmp_path / "run")
+    assert len(numbers(tmp_path / "run")) == 2
+    (archive,) = tmp_path.glob("run_*.zip")
+    import zipfile
+
+    with zipfile.ZipFile(archive) as opened:
+        opened.extractall(tmp_path / "unzipped")
+    assert numbers(tmp_path / "unzipped" / "run") == first
+
+
+@pytest.mark.parametrize("step", [2, 17])
+def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(step, small_config, tmp_path, monkeypatch):
+    original, count = batching.train_batches, [0]
+
+    def batches(*args):
+        for batch in original(*args):
+            count[0] += 1
+            yield {**batch, "weights": batch["weights"] * np.nan} if count[0] == step else batch
+
+    monkeypatch.setattr(batching, "train_batches", batches)
+    with pytest.raises(Stopped, match=f"nan at step {step};.*learning_rate") as stopped:
+        train.train_and_evaluate(small_config, tmp_path / "run")
+    assert stopped.value.exit_code == 1
+    if step > 10:
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved_state(tmp_path / "run")["params"]))
+        assert checkpoint.Checkpoints(tmp_path / "run" / "checkpoints").latest_step() == 10
+
+
+def test_mistakes_are_told_before_anything_is_written(small_config, tmp_path):
+    for key, value, message in (
+        ("model.vocab_size", 12345, "config.model.vocab_size is 12345, but the tokenizer has"),
+        ("train.batch_size", 151, "config.train.batch_size is 151, more than the 150"),
+        ("data.tokenizer", str(tmp_path / "nothing"), "config.data.tokenizer="),
+    ):
+        config = small_config.copy_and_resolve_references()
+        room, name = key.split(".")
+        config[room][name] = value
+        with pytest.raises(UserError, match=message):
+            train.train_and_evaluate(config, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_learning_rates_and_hyper_enter_as_arrays(small_config, tmp_path):
+    """One compiled step serves every rate and every epsilon."""
+    from prune_jax import methods, optim
+
+    small_config.pruning.method = "spt"
+    config, _ = train.config_lib.resolve(small_config, {})
+    dataset = train.data.load(config)
+    model = train.make_model(config, dataset.task, dataset.tokenizer.vocab_size)
+    method = methods.create(config)
+    optimizer = optim.create(0.01, 1.0, ())
+    state = state_lib.init_state(model, method, optimizer, jax.random.key(0))
+    step = jax.jit(state_lib.make_train_step(model, method, optimizer))
+    batch = next(batching.train_batches(dataset.train, 16, (32,), 0, 0))
+    after = []
+    for rate, epsilon in ((0.0, 0.1), (1e-3, 0.1), (1e-3, 0.9)):
+        hyper = {"epsilon": np.float32(epsilon), "reward_alpha": np.float32(0.125)}
+        after.append(step(state, batch, optim.rates(rate, 1.0, {}), hyper)[0])
+    assert step._cache_size() == 1
+    assert_same_trees(after[0].params, state.params)
+    moved = jax.tree.leaves(jax.tree.map(lambda a, b: float(abs(a - b).max()), after[1].params, state.params))
+    assert max(moved) > 5e-4
+    visited = [sum(float(v.sum()) for v in jax.tree.leaves(s.method["state"]["visited"])) for s in after]
+    assert visited[2] > 5 * visited[1] > 0
+
+
+def run_python(code, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_eight_devices_give_the_numbers_of_one(small_config, tmp_path):
+    small_config.pruning.method = "spt"
+    small_config.pruning.scope = "global"
+    small_config.spt.chunk = 1
+    train.train_and_evaluate(small_config, tmp_path / "one")
+    code = (
+        "import json, sys; from prune_jax import config, train;"
+        f"c = config.from_json(json.load(open({str(tmp_path / 'one' / 'config.json')!r})));"
+        f"train.train_and_evaluate(c, {str(tmp_path / 'eight')!r})"
+    )
+    run_python(code, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    assert "8 x" in json.loads((tmp_path / "eight" / "summary.json").read_text())["device"]
+    for one, eight in zip(numbers(tmp_path / "one"), numbers(tmp_path / "eight"), strict=True):
+        assert one["sparsity"] == eight["sparsity"]
+        np.testing.assert_allclose(one["train_loss"], eight["train_loss"], rtol=1e-3)
+        np.testing.assert_allclose(one["eval_loss"], eight["eval_loss"], rtol=2e-2)
+    with small_config.unlocked():
+        small_config.train.batch_size = 15
+    code = code.replace("train.train_and_evaluate", "c.unlock(); c.train.batch_size = 15; train.train_and_evaluate")
+    with pytest.raises(AssertionError, match="must be a multiple of 8"):
+        run_python(code, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+
+
+@pytest.mark.parametrize("task", ["cola", "sst2", "mrpc", "stsb", "rte", "wnli"])
+def test_every_real_task_trains_and_evaluates(task, small_config, tmp_path, real_data):
+    small_config.data.source = "tsv"
+    small_config.data.dir = str(real_data / "glue")
+    small_config.data.task = task
+    small_config.data.max_len = 64
+    small_config.data.max_train_examples = 64
+    small_config.train.epochs = 1
+    summary = train.train_and_evaluate(small_config, tmp_path / "run")
+    (row,) = report.read_metrics(tmp_path / "run")
+    assert np.isfinite([row["train_loss"], row["eval_loss"], row["eval_metric"]]).all()
+    names = {"cola": "matthews", "stsb": "pearson"}
+    assert summary["metric_name"] == names.get(task, "accuracy")
+    second = {"mrpc": "eval_f1", "stsb": "eval_spearman"}.get(task)
+    assert {name for name in row if name.startswith("eval_")} == {"eval_loss", "eval_metric"} | ({second} - {None})
+
+
+@pytest.mark.parametrize("task", ["pair", "regression"])
+def test_the_other_built_in_tasks_train(task, small_config, tmp_path):
+    small_config.data.task = task
+    summary = train.train_and_evaluate(small_config, tmp_path / "run")
+    assert summary["metric_name"] == {"pair": "accuracy", "regression": "pearson"}[task]
+    kernel = {"pair": "classifier", "regression": "regressor"}[task]
+    assert summary["layer_sparsity"][kernel] == 0.75
+
+
+@pytest.mark.slow
+def test_a_killed_process_resumes_and_the_command_line_obeys_signals(small_config, tmp_path):
+    """launch.py itself: SIGKILL in the middle of an epoch, SIGINT later, and the same numbers in the end."""
+    flags = [
+        "--config=configs/quickstart.py", "--config.data.builtin_train_size=1600", "--config.model.d_model=64",
+        "--config.train.epochs=5", "--config.train.checkpoint_every=7", "--config.pruning.start_epoch=1",
+    ]  # fmt: skip
+    command = [sys.executable, "-u", "launch.py", *flags]
+
+    def run(folder, number=None, after=0):
+        process = subprocess.Popen(
+            [*command, f"--workdir={tmp_path / folder}"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if number:
+            for line in process.stdout:
+                if line.startswith(f"epoch {after}/"):
+                    break
+            process.send_signal(number)
+        out, err = process.communicate(timeout=300)
+        return process.returncode, out, err
+
+    code, out, _ = run("whole")
+    assert code == 0 and "best accuracy" in out and "dense start" in out and "results in" in out
+    assert run("parts", signal.SIGKILL, after=1)[0] == -signal.SIGKILL
+    code, _, err = run("parts", signal.SIGINT, after=3)
+    assert code == 130 and "SIGINT" in err and "resumes" in err and "Traceback" not in err
+    code, out, _ = run("parts")
+    assert code == 0 and "resuming" in out
+    assert numbers(tmp_path / "whole") == numbers(tmp_path / "parts")
+    assert_same_trees(saved_state(tmp_path / "whole"), saved_state(tmp_path / "parts"))
