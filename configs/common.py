@@ -10,6 +10,7 @@ def get_config() -> config_dict.ConfigDict:
 
     config.model = config_dict.ConfigDict()
     config.model.size = "base"  # tiny | small | base | large
+    config.model.init_from = ""  # the folder of a run, whose weights and gates to start from; empty: random weights
     config.model.num_layers = placeholder(int)
     config.model.d_model = placeholder(int)
     config.model.num_heads = placeholder(int)

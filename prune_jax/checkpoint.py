@@ -5,6 +5,7 @@ may be saved twice (at a stop in the middle of an epoch and, resumed, at the epo
 stay until the later one is complete. The step is kept with the progress.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from prune_jax.errors import UserError
 
@@ -176,6 +178,32 @@ class Checkpoints:
             return jax.random.wrap_key_data(restored, impl=_key_impl(leaf)) if _is_key(leaf) else restored
 
         return jax.tree.map(decode, abstract_state, found), record["progress"]
+
+
+def read_network(directory, kind: str = "best") -> tuple[Tree, Tree]:
+    """(params, gates) as NumPy trees, of the newest checkpoint in `directory`/`kind`, whatever model it is of.
+
+    Raises:
+      UserError: there is no checkpoint, or it cannot be read.
+    """
+    import orbax.checkpoint as ocp
+
+    folder = Path(os.path.abspath(directory)) / kind
+    numbers = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    if not numbers:
+        raise UserError(f"there is no checkpoint in {folder}")
+    path = folder / str(max(numbers)) / "state"
+    try:
+        # The handler itself: a Checkpointer warns of a file that only its own saves have.
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+            tree = handler.metadata(path).tree
+            wanted = {name: tree[name] for name in ("params", "gates")}
+            how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+            found = handler.restore(path, args=ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True))
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"the checkpoint {path.parent} cannot be read: {reason[:300]}") from error
+    return found["params"], found["gates"]
 
 
 def _json_copy(progress: dict) -> dict:

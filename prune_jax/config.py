@@ -264,6 +264,24 @@ def _window_notes(config, notes: list[str]) -> None:
         )
 
 
+def _follow_checkpoint(config) -> None:
+    """Takes geometry and tokenizer, where they are not set, from the run that config.model.init_from names."""
+    source = config.model.init_from
+    if not source:
+        return
+    from prune_jax import runs
+
+    if not runs.is_run(source):
+        raise _fail("model.init_from", source, "the folder of a run, with config.json and checkpoints/ in it")
+    saved = runs.read_config(source)
+    for name in ("num_layers", "d_model", "num_heads", "d_ff"):
+        if config.model[name] is None:
+            _set(config, f"model.{name}", saved.model[name])
+    tokenizer = Path(source) / "tokenizer"
+    if not config.data.tokenizer and tokenizer.is_dir():
+        config.data.tokenizer = str(tokenizer)
+
+
 def resolve(config, environ: Mapping[str, str] = os.environ) -> tuple[config_dict.ConfigDict, list[str]]:
     """A complete, checked copy of `config`, and notes that the user should read.
 
@@ -288,6 +306,7 @@ def resolve(config, environ: Mapping[str, str] = os.environ) -> tuple[config_dic
         config.train.epochs = int(text)
     if config.model.size not in SIZES:
         raise _fail("model.size", config.model.size, ", ".join(SIZES))
+    _follow_checkpoint(config)
     size = SIZES[config.model.size]
     for key, field in _FOLLOWS_SIZE.items():
         if _get(config, key) is None:

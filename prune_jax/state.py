@@ -12,7 +12,6 @@ from prune_jax.methods.base import Method, StepInfo
 
 Tree = Any
 Batch = dict[str, jax.Array]
-_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 
 
 @flax.struct.dataclass
@@ -36,6 +35,16 @@ class TrainState:
     key: jax.Array
 
 
+def _apply(model, params: Tree, gates: Tree, batch: Batch, dropout_key=None) -> jax.Array:
+    """(batch, num_labels) float32 logits; dropout only where a key is given."""
+    return model.apply(
+        {"params": params, "gates": gates},
+        *(batch[name] for name in model.inputs),
+        deterministic=dropout_key is None,
+        rngs=None if dropout_key is None else {"dropout": dropout_key},
+    )
+
+
 def example_losses(logits: jax.Array, labels: jax.Array, regression: bool) -> jax.Array:
     """(batch,) float32: cross-entropy in nats of integer labels, or the squared error of a score."""
     if regression:
@@ -45,21 +54,14 @@ def example_losses(logits: jax.Array, labels: jax.Array, regression: bool) -> ja
 
 def batch_loss(model, params: Tree, gates: Tree, batch: Batch, dropout_key=None) -> jax.Array:
     """() float32: the mean loss of the batch's real rows (weight 1); dropout only where a key is given."""
-    logits = model.apply(
-        {"params": params, "gates": gates},
-        *(batch[name] for name in _INPUTS),
-        deterministic=dropout_key is None,
-        rngs=None if dropout_key is None else {"dropout": dropout_key},
-    )
-    losses = example_losses(logits, batch["labels"], model.cfg.regression)
+    losses = example_losses(_apply(model, params, gates, batch, dropout_key), batch["labels"], model.regression)
     return jnp.sum(losses * batch["weights"]) / jnp.maximum(jnp.sum(batch["weights"]), 1)
 
 
 def init_state(model, method: Method, optimizer, key: jax.Array) -> TrainState:
     """A new state. Pure, so that it can be evaluated for its shapes alone (jax.eval_shape)."""
     init_key, run_key = jax.random.split(key)
-    ids = jnp.zeros((1, 8), jnp.int32)
-    variables = model.init(init_key, ids, ids, ids)
+    variables = model.init(init_key, *model.example_inputs())
     params, gates = variables["params"], variables["gates"]
     trainable = method.init_trainable(params, gates)
     return TrainState(
@@ -117,7 +119,7 @@ def make_eval_step(model) -> Callable:
     """(params, gates, batch) -> (logits (batch, num_labels) float32, losses (batch,) float32), without dropout."""
 
     def eval_step(params, gates, batch):
-        logits = model.apply({"params": params, "gates": gates}, *(batch[name] for name in _INPUTS))
-        return logits, example_losses(logits, batch["labels"], model.cfg.regression)
+        logits = _apply(model, params, gates, batch)
+        return logits, example_losses(logits, batch["labels"], model.regression)
 
     return eval_step

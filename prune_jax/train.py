@@ -13,37 +13,16 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from prune_jax import checkpoint, data, evaluate, methods, optim, report, schedules
+from prune_jax import checkpoint, data, evaluate, initial, methods, models, optim, report, schedules
 from prune_jax import config as config_lib
 from prune_jax import gates as gates_lib
 from prune_jax import state as state_lib
 from prune_jax import workdir as workdir_lib
 from prune_jax.data import batching
 from prune_jax.errors import Stopped, UserError
-from prune_jax.models import Bert, BertConfig
-
-
-def make_model(config, task, vocab_size: int) -> Bert:
-    """The network that the resolved config and the task's labels describe."""
-    cfg = config.model
-    return Bert(
-        BertConfig(
-            vocab_size=vocab_size,
-            num_layers=cfg.num_layers,
-            d_model=cfg.d_model,
-            num_heads=cfg.num_heads,
-            d_ff=cfg.d_ff,
-            num_labels=task.num_labels,
-            regression=task.is_regression,
-            max_positions=cfg.max_positions,
-            dropout=cfg.dropout,
-            dtype=jnp.dtype(cfg.dtype),
-        )
-    )
 
 
 def parameter_overview(params, gates) -> list[str]:
@@ -135,10 +114,9 @@ class _Loop:
         replicated, self.rows = shardings
         self.schedule = schedules.sparsity_schedule(config)
         self.method = methods.create(config)
-        self.buckets = batching.resolve_buckets(config)
-        self.steps_per_epoch = batching.num_train_batches(dataset.train, config.train.batch_size, self.buckets)
+        self.steps_per_epoch = batching.num_train_batches(dataset.train, config.train.batch_size)
 
-        model = make_model(config, dataset.task, dataset.tokenizer.vocab_size)
+        model = models.create(config, dataset.task, dataset.tokenizer.vocab_size)
         optimizer = optim.create(config.train.weight_decay, config.train.clip_norm, tuple(self.method.rates))
         init = functools.partial(state_lib.init_state, model, self.method, optimizer)
         key = jax.random.key(config.train.seed)
@@ -155,6 +133,11 @@ class _Loop:
             console.log(f"resuming after {self.progress['epoch']} epochs and {self.progress['batch']} steps")
         else:
             self.state, self.progress = jax.jit(init, out_shardings=replicated)(key), dict(_START)
+            if config.model.init_from:
+                network, note = initial.network(config.model.init_from, self.state.params, self.state.gates)
+                params, gates = jax.device_put(network, replicated)
+                self.state = self.state.replace(params=params, gates=gates)
+                console.log(note)
         self.writer = report.MetricsWriter(workdir, resume_epoch=self.progress["epoch"] if resuming else None)
 
         self.train_step = jax.jit(state_lib.make_train_step(model, self.method, optimizer), donate_argnums=0)
@@ -208,12 +191,12 @@ class _Loop:
 
     def train_epoch(self, stop_requests: list[int]) -> None:
         """The steps of an epoch that are still to be taken."""
-        config, progress, epoch = self.config, self.progress, self.progress["epoch"]
+        config, data, progress, epoch = self.config, self.dataset, self.progress, self.progress["epoch"]
         every, extra = self.method.prune_every, config.train.checkpoint_every
         before, target = self.schedule(epoch), self.schedule(epoch + 1)
         start = time.perf_counter() - progress["epoch_seconds"]
         batches = batching.train_batches(
-            self.dataset.train, config.train.batch_size, self.buckets, config.train.seed, epoch, progress["batch"]
+            data.train, config.train.batch_size, data.buckets, config.train.seed, epoch, progress["batch"]
         )
         title = f"epoch {epoch + 1}/{config.train.epochs}"
         with self.console.bar(title, self.steps_per_epoch, progress["batch"]) as bar:
@@ -245,7 +228,7 @@ class _Loop:
         batch_size = -(-self.config.train.eval_batch_size // devices) * devices
         for i, (name, split) in enumerate(self.dataset.evals.items()):
             suffix = "_" + name.removeprefix("dev_") if i else ""
-            batches = batching.eval_batches(split, batch_size, self.buckets)
+            batches = batching.eval_batches(split, batch_size, self.dataset.buckets)
             found, columns["eval_loss" + suffix] = evaluate.run(
                 functools.partial(self.eval_step, self.state.params, self.state.gates), task, split, batches, self.rows
             )

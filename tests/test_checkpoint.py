@@ -205,3 +205,43 @@ def test_orbax_says_nothing_below_a_warning(checkpoints, caplog):
         checkpoints.save_last(1, make_state(), {})
         checkpoints.restore_last(shapes(make_state()))
     assert not caplog.records
+
+
+def test_a_network_is_read_without_knowing_its_optimizer(small_config, tmp_path):
+    from prune_jax import runs, train
+
+    train.train_and_evaluate(small_config, tmp_path / "run")
+    for kind in ("last", "best"):
+        network = runs.load(tmp_path / "run", kind)
+        assert network.config.model.d_model == 16
+        opened = [np.asarray(leaf).mean() for leaf in jax.tree.leaves(network.gates)]
+        assert all(abs(share - 0.25) < 0.02 for share in opened)  # 75 percent closed
+        assert {leaf.dtype for leaf in jax.tree.leaves(network.params)} == {np.dtype("float32")}
+    with pytest.raises(UserError, match="is not the folder of a run"):
+        runs.load(tmp_path)
+
+
+def test_a_run_starts_from_another_runs_network(small_config, tmp_path):
+    from prune_jax import runs, train
+
+    train.train_and_evaluate(small_config, tmp_path / "first")
+    small_config.model.init_from = str(tmp_path / "first")
+    small_config.model.d_model = small_config.model.d_ff = None  # follow the run, not the size
+    small_config.train.learning_rate = 1e-30
+    small_config.train.epochs = 1
+    train.train_and_evaluate(small_config, tmp_path / "second")
+    first, second = runs.load(tmp_path / "first"), runs.load(tmp_path / "second")
+    for a, b in zip(jax.tree.leaves(first.params), jax.tree.leaves(second.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-20)
+    for a, b in zip(jax.tree.leaves(first.gates), jax.tree.leaves(second.gates), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    small_config.data.task = "regression"  # another head; the rest is taken over
+    train.train_and_evaluate(small_config, tmp_path / "third")
+    third = runs.load(tmp_path / "third").params
+    np.testing.assert_allclose(first.params["layer_0"]["query"]["kernel"], third["layer_0"]["query"]["kernel"])
+    assert "regressor" in third and "classifier" not in third
+
+    small_config.model.d_ff = 48
+    with pytest.raises(UserError, match=r"layer_0/ffn_hidden/bias: \(32,\) there, \(48,\) here"):
+        train.train_and_evaluate(small_config, tmp_path / "fourth")

@@ -219,7 +219,7 @@ def test_learning_rates_and_hyper_enter_as_arrays(small_config, tmp_path):
     small_config.pruning.method = "spt"
     config, _ = train.config_lib.resolve(small_config, {})
     dataset = train.data.load(config)
-    model = train.make_model(config, dataset.task, dataset.tokenizer.vocab_size)
+    model = train.models.create(config, dataset.task, dataset.tokenizer.vocab_size)
     method = methods.create(config)
     optimizer = optim.create(0.01, 1.0, ())
     state = state_lib.init_state(model, method, optimizer, jax.random.key(0))

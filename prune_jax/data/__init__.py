@@ -20,12 +20,16 @@ _CACHE_VERSION = 1
 
 
 class Dataset(NamedTuple):
-    """train and evals are tokenised; evals by split name, the first decides which epoch is best."""
+    """train and evals are splits (see batching); evals by name, the first decides which epoch is best.
+
+    buckets: the lengths that batches are padded to, increasing.
+    """
 
     task: Task
     train: Split
     evals: dict[str, Split]
     tokenizer: tokenizer.Tokenizer
+    buckets: tuple[int, ...]
     description: str
 
 
@@ -50,12 +54,13 @@ def load(config) -> Dataset:
             f"config.train.batch_size is {config.train.batch_size}, more than the {len(train)} training examples of "
             f"{task.name}; allowed: 1 to {len(train)}"
         )
+    buckets = resolve_buckets(config)
     counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
     description = (
         f"{task.name} ({cfg.source}): {len(train):,} train, {counts}; {tok.vocab_size:,} tokens ({tok.origin}); "
-        f"padded to {', '.join(map(str, resolve_buckets(config)))}"
+        f"padded to {', '.join(map(str, buckets))}"
     )
-    return Dataset(task, train, splits, tok, description)
+    return Dataset(task, train, splits, tok, buckets, description)
 
 
 def _head(split: Split, count: int) -> Split:

@@ -1,4 +1,8 @@
-"""Batches of a few fixed shapes, in an order that is a pure function of the seed and the epoch."""
+"""Batches of a few fixed shapes, in an order that is a pure function of the seed and the epoch.
+
+A split is anything with `labels` (n,), `lengths` (n,) int, and `batch(rows, length, batch_size)`: text below, images
+in images.py, where every example has length 1 and the only bucket is 1.
+"""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -27,6 +31,32 @@ class Split(NamedTuple):
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 
+    def batch(self, rows: np.ndarray, length: int, batch_size: int) -> Batch:
+        """The examples `rows`, padded to (batch_size, length).
+
+        Returns:
+          input_ids, token_type_ids, attention_mask (batch, length) int32, labels (batch,), and weights (batch,)
+          float32, 0 on the rows that fill it up, which have one [padding] token and label 0. Token id 0 stands in
+          padding, which the mask hides.
+        """
+        ids = np.zeros((batch_size, length), np.int32)
+        types, mask = np.zeros_like(ids), np.zeros_like(ids)
+        starts, lengths = self.offsets[rows], self.lengths[rows]
+        row_of = np.repeat(np.arange(len(rows)), lengths)
+        column = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        at = np.repeat(starts, lengths) + column
+        ids[row_of, column], types[row_of, column], mask[row_of, column] = self.ids[at], self.types[at], 1
+        mask[len(rows) :, 0] = 1  # a row with nothing to attend to would be a softmax over nothing
+        inputs = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
+        return {**inputs, **labels_and_weights(self.labels, rows, batch_size)}
+
+
+def labels_and_weights(labels: np.ndarray, rows: np.ndarray, batch_size: int) -> Batch:
+    """The labels of `rows`, filled up with 0 to batch_size, and weights (batch_size,) float32, 0 where filled up."""
+    filled = np.zeros(batch_size, labels.dtype)
+    filled[: len(rows)] = labels[rows]
+    return {"labels": filled, "weights": (np.arange(batch_size) < len(rows)).astype(np.float32)}
+
 
 def resolve_buckets(config) -> tuple[int, ...]:
     """The lengths that batches are padded to: config.data.buckets, or 16, 32, 64, ... and max_len."""
@@ -39,7 +69,7 @@ def resolve_buckets(config) -> tuple[int, ...]:
     return (*lengths, max_len)
 
 
-def _plan(split: Split, batch_size: int, buckets, rng: np.random.Generator) -> list[tuple[int, np.ndarray]]:
+def _plan(split, batch_size: int, buckets, rng: np.random.Generator) -> list[tuple[int, np.ndarray]]:
     """(bucket, example indices) of every batch of an epoch, in random order.
 
     An example belongs to the smallest bucket that holds it. What is left of a bucket after its full batches moves to
@@ -59,45 +89,26 @@ def _plan(split: Split, batch_size: int, buckets, rng: np.random.Generator) -> l
     return [plan[i] for i in rng.permutation(len(plan))]
 
 
-def num_train_batches(split: Split, batch_size: int, buckets) -> int:
-    """The number of batches in an epoch of train_batches."""
-    del buckets  # what one leaves the next takes over: only the last batch is short
-    return -(-len(split) // batch_size)
+def num_train_batches(split, batch_size: int) -> int:
+    """The number of batches in an epoch of train_batches: what one bucket leaves the next takes over."""
+    return -(-len(split.labels) // batch_size)
 
 
-def _pad(split: Split, rows: np.ndarray, length: int, batch_size: int) -> Batch:
-    """A batch of these examples; the rows that fill it up have weight 0, one [padding] token and label 0."""
-    ids = np.zeros((batch_size, length), np.int32)
-    types, mask = np.zeros_like(ids), np.zeros_like(ids)
-    starts, lengths = split.offsets[rows], split.lengths[rows]
-    row_of = np.repeat(np.arange(len(rows)), lengths)
-    column = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    at = np.repeat(starts, lengths) + column
-    ids[row_of, column], types[row_of, column], mask[row_of, column] = split.ids[at], split.types[at], 1
-    mask[len(rows) :, 0] = 1  # a row with nothing to attend to would be a softmax over nothing
-    labels = np.zeros(batch_size, split.labels.dtype)
-    labels[: len(rows)] = split.labels[rows]
-    weights = (np.arange(batch_size) < len(rows)).astype(np.float32)
-    return {"input_ids": ids, "token_type_ids": types, "attention_mask": mask, "labels": labels, "weights": weights}
-
-
-def train_batches(split: Split, batch_size: int, buckets, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
+def train_batches(split, batch_size: int, buckets, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
     """An epoch's batches, every example once, from batch number `skip` on: a pure function of its arguments.
 
-    Yields:
-      input_ids, token_type_ids, attention_mask (batch, bucket) int32, labels (batch,), and weights (batch,) float32,
-      0 on the rows that fill up the last batch. Token id 0 stands in padding, which the mask hides.
+    Only the epoch's last batch may be short; it is filled up with rows of weight 0.
     """
     rng = np.random.default_rng((seed, epoch))
     for length, rows in _plan(split, batch_size, buckets, rng)[skip:]:
-        yield _pad(split, rows, length, batch_size)
+        yield split.batch(rows, length, batch_size)
 
 
-def eval_batches(split: Split, batch_size: int, buckets) -> Iterator[tuple[np.ndarray, Batch]]:
+def eval_batches(split, batch_size: int, buckets) -> Iterator[tuple[np.ndarray, Batch]]:
     """(example indices, batch) in order of length, every example once; the last batch of a bucket is filled up."""
     bucket_of = np.searchsorted(np.asarray(buckets), split.lengths)
     for b, length in enumerate(buckets):
         pool = np.flatnonzero(bucket_of == b)
         for start in range(0, len(pool), batch_size):
             rows = pool[start : start + batch_size]
-            yield rows, _pad(split, rows, length, batch_size)
+            yield rows, split.batch(rows, length, batch_size)

@@ -1,6 +1,32 @@
-"""Networks whose dense kernels carry gates."""
+"""Networks whose dense kernels carry gates.
+
+What train.py asks of one: `inputs` (the names of a batch's entries that it reads, in order), `example_inputs()`,
+`regression` (whether its one output is a score), and __call__(*inputs, deterministic=True) -> (batch, num_labels)
+float32 logits.
+"""
+
+import jax.numpy as jnp
 
 from prune_jax.models.bert import Bert, BertConfig
 from prune_jax.models.gated import GatedDense
 
-__all__ = ["Bert", "BertConfig", "GatedDense"]
+__all__ = ["Bert", "BertConfig", "GatedDense", "create"]
+
+
+def create(config, task, vocab_size: int) -> Bert:
+    """The network that a resolved config and the task's labels describe."""
+    cfg = config.model
+    return Bert(
+        BertConfig(
+            vocab_size=vocab_size,
+            num_layers=cfg.num_layers,
+            d_model=cfg.d_model,
+            num_heads=cfg.num_heads,
+            d_ff=cfg.d_ff,
+            num_labels=task.num_labels,
+            regression=task.is_regression,
+            max_positions=cfg.max_positions,
+            dropout=cfg.dropout,
+            dtype=jnp.dtype(cfg.dtype),
+        )
+    )

@@ -90,6 +90,16 @@ class Bert(nn.Module):
 
     cfg: BertConfig
 
+    inputs = ("input_ids", "token_type_ids", "attention_mask")  # of a batch, in the order of __call__
+
+    @property
+    def regression(self) -> bool:
+        return self.cfg.regression
+
+    def example_inputs(self) -> tuple[jax.Array, ...]:
+        """Arguments of __call__ of the least size, to initialise with."""
+        return (jnp.zeros((1, 8), jnp.int32),) * len(self.inputs)
+
     @nn.compact
     def __call__(self, input_ids, token_type_ids, attention_mask, deterministic: bool = True) -> jax.Array:
         cfg = self.cfg

@@ -1,0 +1,41 @@
+"""A run's folder as others read it: its config, its network. Nothing here writes."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prune_jax import config as config_lib
+from prune_jax import workdir as workdir_lib
+from prune_jax.errors import UserError
+
+
+class Network(NamedTuple):
+    """What a run has trained: its resolved config, and params and gates as NumPy trees."""
+
+    config: Any
+    params: Any
+    gates: Any
+
+
+def is_run(folder) -> bool:
+    """Whether `folder` is the workdir of a run that has saved a checkpoint."""
+    folder = Path(folder)
+    return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
+
+
+def read_config(folder):
+    """The resolved config of the run in `folder`. UserError if it is not a run's folder."""
+    if not is_run(folder):
+        raise UserError(f"{folder} is not the folder of a run (config.json and checkpoints/ are expected in it)")
+    return config_lib.from_json(workdir_lib.read_json(Path(folder) / "config.json"))
+
+
+def load(folder, kind: str = "best") -> Network:
+    """The network of the run in `folder`, of its "best" or "last" checkpoint.
+
+    Raises:
+      UserError: it is not a run's folder, or its checkpoint is missing or cannot be read.
+    """
+    config = read_config(folder)
+    from prune_jax import checkpoint  # jax and orbax only where arrays are wanted
+
+    return Network(config, *checkpoint.read_network(Path(folder) / "checkpoints", kind))
