@@ -25,8 +25,9 @@ class Tokenizer(NamedTuple):
 
     @property
     def identity(self) -> str:
-        """A hash of all that decides the ids."""
-        return hashlib.sha256(json.dumps(json.loads(self.backend.to_str()), sort_keys=True).encode()).hexdigest()
+        """A hash of all that decides the ids of a text, before it is cut to a length."""
+        settings = json.loads(self.backend.to_str()) | {"truncation": None, "padding": None}  # encode changes both
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def encode(self, texts_a: list[str], texts_b: list[str] | None, max_len: int):
         """[CLS] a [SEP], or [CLS] a [SEP] b [SEP], cut to max_len tokens, the longer text first.
