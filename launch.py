@@ -6,6 +6,7 @@ configs/common.py lists every key with its default. An unfinished run of the sam
 """
 
 import logging
+import os
 import re
 import sys
 
@@ -86,11 +87,23 @@ def _complain(message: object, code: int) -> int:
     return code
 
 
+def _keep_what_is_compiled(data_config) -> None:
+    """Lets jax keep compiled steps beside the token cache, so that the next run of this shape starts without a wait.
+
+    To be called before jax is imported. What the user has set in the environment holds.
+    """
+    from prune_jax.data import cache_folder
+
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder(data_config) / "compiled"))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**31))  # bytes; the least recently used go first
+
+
 def main(argv: list[str]) -> int:
     del argv
     logging.getLogger("jax").setLevel(logging.WARNING)  # absl's app shows info, and jax tells of each backend it lacks
     try:
         config, _ = config_lib.resolve(CONFIG.value)
+        _keep_what_is_compiled(config.data)
         from prune_jax import train  # jax is loaded only for a config that can run
 
         # The config as given: train resolves it for itself, and tells the notes (a window once cut gives none).

@@ -70,7 +70,7 @@ def _head(split: Split, count: int) -> Split:
 
 def _tokenise(rows: sources.Rows, tok: tokenizer.Tokenizer, cfg) -> Split:
     """The split's tokens, from the cache if the same texts went through the same tokenizer before."""
-    path = _cache_folder(cfg) / f"{_fingerprint(rows, tok, cfg.max_len)}.npz"
+    path = cache_folder(cfg) / f"{_fingerprint(rows, tok, cfg.max_len)}.npz"
     arrays = _read_cache(path, len(rows.labels))
     if arrays is None:
         arrays = tok.encode(rows.texts_a, rows.texts_b, cfg.max_len)
@@ -78,7 +78,8 @@ def _tokenise(rows: sources.Rows, tok: tokenizer.Tokenizer, cfg) -> Split:
     return Split(*arrays, rows.labels)
 
 
-def _cache_folder(cfg) -> Path:
+def cache_folder(cfg) -> Path:
+    """config.data.cache_dir, or $PRUNE_JAX_CACHE, or ~/.cache/prune_jax."""
     default = Path.home() / ".cache" / "prune_jax"
     return Path(cfg.cache_dir or os.environ.get("PRUNE_JAX_CACHE") or default)
 
