@@ -100,7 +100,9 @@ def _keep_what_is_compiled(data_config) -> None:
 
 def main(argv: list[str]) -> int:
     del argv
-    logging.getLogger("jax").setLevel(logging.WARNING)  # absl's app shows info, and jax tells of each backend it lacks
+    # absl's app shows info: jax tells of each backend it lacks, the hub of every retry, twice.
+    for name, level in (("jax", logging.WARNING), ("datasets", logging.WARNING), ("huggingface_hub", logging.ERROR)):
+        logging.getLogger(name).setLevel(level)
     try:
         config, _ = config_lib.resolve(CONFIG.value)
         _keep_what_is_compiled(config.data)
