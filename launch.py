@@ -100,9 +100,9 @@ def _keep_what_is_compiled(data_config) -> None:
 
 def main(argv: list[str]) -> int:
     del argv
-    # absl's app shows info: jax tells of each backend it lacks, the hub of every retry, twice.
-    for name, level in (("jax", logging.WARNING), ("datasets", logging.WARNING), ("huggingface_hub", logging.ERROR)):
-        logging.getLogger(name).setLevel(level)
+    for name in ("jax", "datasets"):  # absl's app shows info: jax tells of each backend it lacks
+        logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else every retry without a network is told, twice
     try:
         config, _ = config_lib.resolve(CONFIG.value)
         _keep_what_is_compiled(config.data)
