@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prune_jax.random_bits import hashed_bits
+
 LAYER_TYPES = (
     "query",
     "key",
@@ -100,26 +102,6 @@ def sparsity(gates: Tree) -> float:
 # Sampling ------------------------------------------------------------------------------------------------------------
 
 
-def _mix(x: jax.Array) -> jax.Array:
-    """A bijection of uint32 that scatters consecutive integers (Wellons' hash prospector, "lowbias32" family)."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD)
-    x = (x ^ (x >> 15)) * jnp.uint32(0xD35A2D97)
-    return x ^ (x >> 15)
-
-
-def _bits(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """uint32 of `shape`, all different: a counter hashed with two seed words. XLA fuses it into whatever reads it.
-
-    jax.random would write the bits to memory first, and ThreeFry costs several times as much as the product of a
-    kernel and its gate.
-    """
-    index = jnp.zeros(shape, jnp.uint32)
-    for axis in range(len(shape)):
-        stride = np.uint32(np.prod(shape[axis + 1 :], dtype=np.int64) % 2**32)
-        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
-    return _mix(_mix(index + seeds[0]) ^ seeds[1])
-
-
 def sample(key: jax.Array, step: jax.Array, explore_pass: jax.Array, gates: Tree, epsilon: list[jax.Array]) -> Tree:
     """The open gates that one exploration pass closes.
 
@@ -135,7 +117,7 @@ def sample(key: jax.Array, step: jax.Array, explore_pass: jax.Array, gates: Tree
     stream = jax.random.fold_in(jax.random.fold_in(key, step), explore_pass)
     seeds = jax.random.bits(stream, (len(leaves), 2), jnp.uint32)
     drawn = [
-        leaf & ((_bits(seeds[l], leaf.shape) >> 8).astype(jnp.float32) < epsilon[l] * 2.0**24)
+        leaf & ((hashed_bits(seeds[l], leaf.shape) >> 8).astype(jnp.float32) < epsilon[l] * 2.0**24)
         for l, leaf in enumerate(leaves)
     ]
     return jax.tree.unflatten(treedef, drawn)
@@ -193,16 +175,16 @@ def _select(keys: list[jax.Array], k: int) -> tuple[np.uint32, int, int]:
 @jax.jit
 def _close_below(gates, keys, threshold, limit, tie_seeds):
     return [
-        gate & ~((key < threshold) | ((key == threshold) & (_bits(seed, gate.shape) <= limit)))
+        gate & ~((key < threshold) | ((key == threshold) & (hashed_bits(seed, gate.shape) <= limit)))
         for gate, key, seed in zip(gates, keys, tie_seeds, strict=True)
     ]
 
 
 @jax.jit
 def _tie_keys(keys, threshold, tie_seeds):
-    """Random order keys of the ties; distinct inside a leaf, because _bits is a bijection of the index."""
+    """Random order keys of the ties; distinct inside a leaf, because hashed_bits is a bijection of the index."""
     return [
-        jnp.where(key == threshold, _bits(seed, key.shape), jnp.uint32(_CLOSED))
+        jnp.where(key == threshold, hashed_bits(seed, key.shape), jnp.uint32(_CLOSED))
         for key, seed in zip(keys, tie_seeds, strict=True)
     ]
 

@@ -7,7 +7,7 @@ import pytest
 
 from prune_jax import config as config_lib
 from prune_jax.models import Bert, BertConfig
-from prune_jax.models.bert import Dropout
+from prune_jax.models.functional import Dropout, gelu
 
 SMALL = {"vocab_size": 40, "num_layers": 2, "d_model": 16, "num_heads": 4, "d_ff": 24}
 
@@ -111,3 +111,26 @@ def test_logits_equal_transformers_bert():
         named = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
         logits = theirs(**{name: torch.from_numpy(x).long() for name, x in named.items()}).logits.numpy()
     np.testing.assert_allclose(ours, logits, atol=1e-4 * np.abs(logits).max())
+
+
+def test_dropout_masks_are_independent_between_places_and_keys():
+    x = jnp.ones((64, 4096))
+    masks = [np.asarray(Dropout(0.5).apply({}, x, False, rngs={"dropout": jax.random.key(i)})) > 0 for i in range(2)]
+    a = masks[0]
+    for b in (masks[1], np.roll(a, 1, 0), np.roll(a, 1, 1), np.roll(a, 7, 1), a[::-1], np.roll(a, 2048, 1)):
+        assert abs((a == b).mean() - 0.5) < 0.006  # 6 standard deviations of 2^18 fair coins
+    assert np.abs(a.mean(0) - 0.5).max() < 6 * 0.5 / 8 and np.abs(a.mean(1) - 0.5).max() < 6 * 0.5 / 64
+
+
+def test_gelu_and_its_derivatives_equal_a_float64_reference():
+    from scipy.stats import norm
+
+    x = np.linspace(-9, 9, 2001)
+    value, grad = norm.cdf(x) * x, norm.cdf(x) + x * norm.pdf(x)
+    found = jnp.asarray(x, jnp.float32)
+    np.testing.assert_allclose(gelu(found), value, atol=2e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(found), grad, atol=2e-6)
+    np.testing.assert_allclose(jax.jvp(gelu, (found,), (jnp.ones_like(found),))[1], grad, atol=2e-6)
+    second = norm.pdf(x) * (2 - x * x)
+    np.testing.assert_allclose(jax.vmap(jax.grad(jax.grad(gelu)))(found), second, atol=2e-6)
+    assert gelu(found.astype(jnp.bfloat16)).dtype == jnp.bfloat16

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from prune_jax.models.functional import Dropout, gelu
 from prune_jax.models.gated import GatedDense
 
 _init = nn.initializers.normal(0.02)
@@ -28,23 +29,6 @@ class BertConfig:
     dropout: float = 0.1
     layer_norm_eps: float = 1e-12
     dtype: Any = jnp.float32
-
-
-class Dropout(nn.Module):
-    """Inverted dropout that draws 16 random bits a unit, not 32: on CPU the bits are most of its cost.
-
-    The rate is exact to 2^-16. Needs the rng stream "dropout" unless deterministic.
-    """
-
-    rate: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
-        if deterministic or self.rate == 0.0:
-            return x
-        drop = round(self.rate * 65536)
-        keep = jax.random.bits(self.make_rng("dropout"), x.shape, jnp.uint16) >= drop
-        return jnp.where(keep, x * (65536 / (65536 - drop)), 0).astype(x.dtype)
 
 
 class Layer(nn.Module):
@@ -74,7 +58,7 @@ class Layer(nn.Module):
         weights = dropout(jax.nn.softmax(scores).astype(cfg.dtype))
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, length, cfg.d_model)
         x = norm(x + dropout(dense(cfg.d_model, "attention_output")(mixed)), "attention_norm")
-        hidden = jax.nn.gelu(dense(cfg.d_ff, "ffn_hidden")(x), approximate=False)
+        hidden = gelu(dense(cfg.d_ff, "ffn_hidden")(x))
         return norm(x + dropout(dense(cfg.d_model, "ffn_output")(hidden)), "ffn_norm")
 
 
