@@ -9,8 +9,10 @@ def get_config() -> config_dict.ConfigDict:
     config = config_dict.ConfigDict()
 
     config.model = config_dict.ConfigDict()
+    config.model.name = "bert"  # bert, for text | lenet_300_100 | lenet5_caffe | tutorial, for images
     config.model.size = "base"  # tiny | small | base | large
     config.model.init_from = ""  # the folder of a run, whose weights and gates to start from; empty: random weights
+    config.model.init_checkpoint = "best"  # best | last, of that run
     config.model.num_layers = placeholder(int)
     config.model.d_model = placeholder(int)
     config.model.num_heads = placeholder(int)
@@ -22,8 +24,8 @@ def get_config() -> config_dict.ConfigDict:
 
     config.data = config_dict.ConfigDict()
     config.data.task = "sst2"
-    config.data.source = "hub"  # hub | tsv | builtin
-    config.data.dir = ""  # the official GLUE folder, for tsv
+    config.data.source = "hub"  # hub | tsv | idx | builtin | auto: by the folder where data.dir is given, else builtin
+    config.data.dir = ""  # the official GLUE folder, for tsv; MNIST's files, for idx
     config.data.hub_name = "nyu-mll/glue"  # or a local folder of the same layout
     config.data.tokenizer = ""  # a vocab file, a folder, or a hub name; empty: found or trained
     config.data.max_len = 128  # tokens
@@ -33,6 +35,7 @@ def get_config() -> config_dict.ConfigDict:
     config.data.builtin_train_size = 8000
     config.data.builtin_eval_size = 1000
     config.data.builtin_seed = 0
+    config.data.holdout = 0  # training examples to evaluate on in place of the evaluation splits; 0: none
     config.data.max_train_examples = 0  # 0: all
 
     config.train = config_dict.ConfigDict()
@@ -46,6 +49,10 @@ def get_config() -> config_dict.ConfigDict:
     config.train.clip_norm = 1.0  # of the gradient; 0: no clipping
     config.train.seed = 0
     config.train.checkpoint_every = 0  # steps between saves inside an epoch; 0: at epoch ends only
+
+    config.pretrain = config_dict.ConfigDict()
+    config.pretrain.epochs = 0  # of a dense run in WORKDIR/pretrain, to start from its network; 0: none
+    config.pretrain.learning_rate = 1e-3
 
     config.pruning = config_dict.ConfigDict()
     config.pruning.method = "spt"
@@ -72,4 +79,24 @@ def get_config() -> config_dict.ConfigDict:
     config.movement.tau = 0.1  # soft: a gate closes where sigmoid(score) is below
     config.movement.score_learning_rate = 1e-2  # soft
     config.movement.penalty = 1.0  # soft: weight of mean(sigmoid(score)) in the loss
+
+    config.sws = config_dict.ConfigDict()
+    config.sws.components = 16  # of the mixture, the one at zero among them
+    config.sws.pi0 = 0.99  # mixing proportion of the component at zero
+    config.sws.learn_pi0 = False  # start it there, and train it under a beta prior
+    config.sws.pi0_alpha = 1.0  # of that prior
+    config.sws.pi0_beta = 1.0
+    config.sws.tau = 0.003  # weight of the prior, over the training examples
+    config.sws.tau_anneal = 0.0  # fraction of the steps in which tau rises from 0 on a straight line
+    config.sws.embeddings = False  # whether embedding tables are under the prior, too
+    config.sws.mean_range = 0.6  # the other means start evenly spaced between minus this and this
+    config.sws.deviation = 0.25  # standard deviation that every component starts with
+    config.sws.zero_alpha = 5e3  # gamma prior on the precision of the component at zero
+    config.sws.zero_beta = 2.0
+    config.sws.alpha = 2.5e2  # and of the others
+    config.sws.beta = 0.1
+    config.sws.means_learning_rate = 1e-4
+    config.sws.gammas_learning_rate = 3e-3  # of the log-precisions
+    config.sws.rhos_learning_rate = 3e-3  # of the log-proportions
+    config.sws.merge_kl = 1e-10  # nats; components nearer than this become one at the end
     return config

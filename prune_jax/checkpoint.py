@@ -1,8 +1,8 @@
-"""The last and the best state of a run on disk, by Orbax.
+"""The last and the best state of a run on disk, by Orbax, and the quantised network that some methods end with.
 
-Under a run's checkpoints/ there are last/<n> and best/<n>, where n counts the saves. It is not the step: the same step
-may be saved twice (at a stop in the middle of an epoch and, resumed, at the epoch's end), and the earlier save has to
-stay until the later one is complete. The step is kept with the progress.
+Under a run's checkpoints/ there are last/<n>, best/<n> and, where there is one, quantised/<n>, where n counts the
+saves. It is not the step: the same step may be saved twice (at a stop in the middle of an epoch and, resumed, at the
+epoch's end), and the earlier save has to stay until the later one is complete. The step is kept with the progress.
 """
 
 import contextlib
@@ -80,9 +80,8 @@ class Checkpoints:
         self._directory = Path(os.path.abspath(directory))
         options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
         try:
-            self._managers = {
-                kind: ocp.CheckpointManager(self._directory / kind, options=options) for kind in ("last", "best")
-            }
+            self._open = lambda kind: ocp.CheckpointManager(self._directory / kind, options=options)
+            self._managers = {kind: self._open(kind) for kind in ("last", "best")}
         except OSError as error:
             raise UserError(f"cannot use the checkpoints in {self._directory}: {error}") from error
         self._steps: dict[str, int] = {}
@@ -94,6 +93,12 @@ class Checkpoints:
     def save_best(self, step: int, state: Tree, progress: dict) -> None:
         """As save_last, to checkpoints/best."""
         self._save("best", step, state, progress)
+
+    def save_quantised(self, step: int, network: Tree, progress: dict) -> None:
+        """As save_last, of {"params", "gates"} alone, to checkpoints/quantised; read by read_network."""
+        if "quantised" not in self._managers:
+            self._managers["quantised"] = self._open("quantised")
+        self._save("quantised", step, network, progress)
 
     def restore_last(self, abstract_state: Tree) -> tuple[Tree, dict]:
         """(state, progress) of the newest complete save_last.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ml_collections import config_dict
 
 from prune_jax.errors import UserError
-from prune_jax.methods import REGISTRY
+from prune_jax.methods import REGISTRY, UNSCHEDULED
 from prune_jax.schedules import sparsity_schedule
 
 
@@ -41,6 +41,13 @@ SIZES = {
     "large": Size(24, 1024, 16, 4096, 0.001, 800, _LARGE),
 }
 
+MODELS = {  # model.name: what it reads
+    "bert": "text",
+    "lenet_300_100": "images",
+    "lenet5_caffe": "images",
+    "tutorial": "images",
+}
+
 _FOLLOWS_SIZE = {  # key: field of Size
     "model.num_layers": "num_layers",
     "model.d_model": "d_model",
@@ -52,9 +59,11 @@ _FOLLOWS_SIZE = {  # key: field of Size
 }
 
 _CHOICES = {
+    "model.name": tuple(MODELS),
+    "model.init_checkpoint": ("best", "last", "quantised"),
     "model.size": tuple(SIZES),
     "model.dtype": ("float32", "bfloat16"),
-    "data.source": ("hub", "tsv", "builtin"),
+    "data.source": ("hub", "tsv", "idx", "builtin", "auto"),
     "data.bad_rows": ("error", "skip"),
     "train.lr_schedule": ("constant", "linear", "cosine"),
     "pruning.method": tuple(REGISTRY),
@@ -63,6 +72,8 @@ _CHOICES = {
     "spt.credit": ("weight",),
     "movement.threshold": ("hard", "soft"),
 }
+
+_FOLDERS = {"tsv": "the GLUE folder", "idx": "the folder of MNIST's IDX files"}  # data.source: what data.dir is
 
 _RANGES = {  # key: (least, most, whether the bounds themselves are allowed)
     "model.num_layers": (1, 1000, True),
@@ -76,6 +87,7 @@ _RANGES = {  # key: (least, most, whether the bounds themselves are allowed)
     "data.builtin_train_size": (1, 10_000_000, True),
     "data.builtin_eval_size": (1, 10_000_000, True),
     "data.builtin_seed": (0, 2**32 - 1, True),
+    "data.holdout": (0, math.inf, True),
     "data.max_train_examples": (0, math.inf, True),
     "train.epochs": (1, 1_000_000, True),
     "train.batch_size": (1, 10_000_000, True),
@@ -86,6 +98,8 @@ _RANGES = {  # key: (least, most, whether the bounds themselves are allowed)
     "train.clip_norm": (0, math.inf, True),
     "train.seed": (0, 2**32 - 1, True),
     "train.checkpoint_every": (0, math.inf, True),
+    "pretrain.epochs": (0, 1_000_000, True),
+    "pretrain.learning_rate": (0, 1000, False),
     "pruning.start_epoch": (0, math.inf, True),
     "pruning.end_epoch": (0, math.inf, True),
     "spt.epsilon": (0, 1, False),
@@ -96,6 +110,22 @@ _RANGES = {  # key: (least, most, whether the bounds themselves are allowed)
     "movement.tau": (0, 1, False),
     "movement.score_learning_rate": (0, 1000, True),
     "movement.penalty": (0, math.inf, True),
+    "sws.components": (2, 256, True),
+    "sws.pi0": (0, 1, False),
+    "sws.pi0_alpha": (1, math.inf, True),
+    "sws.pi0_beta": (1, math.inf, True),
+    "sws.tau": (0, math.inf, True),
+    "sws.tau_anneal": (0, 1, True),
+    "sws.mean_range": (0, math.inf, False),
+    "sws.deviation": (0, math.inf, False),
+    "sws.zero_alpha": (1, math.inf, True),
+    "sws.zero_beta": (0, math.inf, True),
+    "sws.alpha": (1, math.inf, True),
+    "sws.beta": (0, math.inf, True),
+    "sws.means_learning_rate": (0, 1000, True),
+    "sws.gammas_learning_rate": (0, 1000, True),
+    "sws.rhos_learning_rate": (0, 1000, True),
+    "sws.merge_kl": (0, math.inf, True),
 }
 
 
@@ -205,14 +235,19 @@ def _check_values(config) -> None:
                 f"and at most config.model.max_positions ({model.max_positions})"
             )
             raise _fail("data.buckets", buckets, allowed)
-    if data.source == "tsv":
+    if data.source in _FOLDERS:
         if not data.dir:
-            raise UserError("config.data.dir is empty; with config.data.source=tsv it names the GLUE folder")
+            raise UserError(
+                f"config.data.dir is empty; with config.data.source={data.source} it names {_FOLDERS[data.source]}"
+            )
         if not Path(data.dir).is_dir():
             raise UserError(f"config.data.dir is {data.dir!r}; there is no such folder ({Path(data.dir).resolve()})")
-    from prune_jax.data.glue import get_task
+    from prune_jax.data.glue import IMAGE_TASKS, get_task
 
-    get_task(data.task, data.source)
+    reads = "images" if get_task(data.task, data.source).name in IMAGE_TASKS else "text"
+    if MODELS[model.name] != reads:
+        fitting = ", ".join(name for name, kind in MODELS.items() if kind == reads)
+        raise _fail("model.name", model.name, f"{fitting} with config.data.task={data.task}, which is {reads}")
 
 
 def _check_sparsities(config) -> None:
@@ -241,7 +276,7 @@ def _check_sparsities(config) -> None:
 
 def _window_notes(config, notes: list[str]) -> None:
     cfg, epochs = config.pruning, config.train.epochs
-    if cfg.method == "baseline":
+    if cfg.method in UNSCHEDULED:
         return
     if cfg.start_epoch >= epochs:
         final = sparsity_schedule(config)(epochs)
@@ -262,6 +297,15 @@ def _window_notes(config, notes: list[str]) -> None:
             f"the run has {epochs} epochs: it takes {taken} of the {len(cfg.sparsity_steps)} sparsity steps after "
             f"epoch {cfg.start_epoch} and ends at {100 * sparsity_schedule(config)(epochs):g}% closed"
         )
+
+
+def _follow_folder(config) -> None:
+    """Turns data.source=auto into the source that data.dir speaks for."""
+    from prune_jax.data.glue import IMAGE_TASKS
+
+    data = config.data
+    if data.source == "auto":
+        data.source = ("idx" if data.task in IMAGE_TASKS else "tsv") if data.dir else "builtin"
 
 
 def _follow_checkpoint(config) -> None:
@@ -306,6 +350,7 @@ def resolve(config, environ: Mapping[str, str] = os.environ) -> tuple[config_dic
         config.train.epochs = int(text)
     if config.model.size not in SIZES:
         raise _fail("model.size", config.model.size, ", ".join(SIZES))
+    _follow_folder(config)
     _follow_checkpoint(config)
     size = SIZES[config.model.size]
     for key, field in _FOLLOWS_SIZE.items():
@@ -316,6 +361,11 @@ def resolve(config, environ: Mapping[str, str] = os.environ) -> tuple[config_dic
     _window_notes(config, notes)
     config.lock()
     return config, notes
+
+
+def model_label(config) -> str:
+    """What to call the network of a resolved config: the size of a transformer, else its name."""
+    return config.model.size if MODELS[config.model.name] == "text" else config.model.name
 
 
 def to_json(config) -> dict:

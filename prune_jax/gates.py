@@ -40,9 +40,11 @@ def layer_types(gates: Tree) -> list[str]:
 
 
 def present_types(gates: Tree) -> tuple[str, ...]:
-    """The layer types that occur, in DESIGN's cyclic order; types it does not list follow in the tree's order."""
-    types = dict.fromkeys(layer_types(gates))
-    return tuple(t for t in LAYER_TYPES if t in types) + tuple(t for t in types if t not in LAYER_TYPES)
+    """The layer types that occur, in DESIGN's cyclic order; types it does not list (a LeNet's conv_1, dense_1) stand in
+    the tree's order before the head."""
+    found = dict.fromkeys(layer_types(gates))
+    listed, others = [t for t in LAYER_TYPES if t in found], [t for t in found if t not in LAYER_TYPES]
+    return (*(t for t in listed if t not in HEADS), *others, *(t for t in listed if t in HEADS))
 
 
 def type_indices(gates: Tree) -> np.ndarray:

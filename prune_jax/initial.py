@@ -18,19 +18,20 @@ def _is_head(name: str) -> bool:
     return name.split("/")[0] in gates_lib.HEADS
 
 
-def network(source: str, params: Tree, gates: Tree) -> tuple[tuple[Tree, Tree], str]:
+def network(source: str, kind: str, params: Tree, gates: Tree) -> tuple[tuple[Tree, Tree], str]:
     """The network in `source`, in the shapes of a new one: ((params, gates), a line that says what was done).
 
     A head that the source lacks, or has with another number of outputs, stays as it is in the new network: another
     task's. Everything else must agree.
 
     Args:
-      source: the folder of a run of this program; its best checkpoint is taken, closed gates included.
+      source: the folder of a run of this program; closed gates are taken over.
+      kind: which of its checkpoints, as runs.load names them.
       params, gates: the new network, its head the one to keep where the source has no equal.
     Raises:
       UserError: no network is there, or it differs from the new one, with a list of what differs.
     """
-    found = runs.load(source)
+    found = runs.load(source, kind)
     wanted, given = _leaves(params), _leaves(found.params)
     new_head = [n for n in wanted if _is_head(n) and getattr(given.get(n), "shape", None) != wanted[n].shape]
     differs = []

@@ -30,7 +30,7 @@ def read_config(folder):
 
 
 def load(folder, kind: str = "best") -> Network:
-    """The network of the run in `folder`, of its "best" or "last" checkpoint.
+    """The network of the run in `folder`, of its "best", "last" or "quantised" checkpoint.
 
     Raises:
       UserError: it is not a run's folder, or its checkpoint is missing or cannot be read.

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Sequence
 
+from prune_jax.methods import UNSCHEDULED
+
 
 def linear(start: float, end: float, start_epoch: int, end_epoch: int) -> Callable[[int], float]:
     """0 before start_epoch epochs are completed, `start` there, `end` from end_epoch on, a straight line between.
@@ -33,7 +35,7 @@ def steps(values: Sequence[float], start_epoch: int) -> Callable[[int], float]:
 def sparsity_schedule(config) -> Callable[[int], float]:
     """(epochs completed, from 0) -> the closed fraction, 0 to 1, after the pruning that ends that epoch."""
     cfg = config.pruning
-    if cfg.method == "baseline":
+    if cfg.method in UNSCHEDULED:
         return lambda completed: 0.0
     if cfg.schedule == "linear":
         return linear(cfg.start_sparsity, cfg.end_sparsity, cfg.start_epoch, cfg.end_epoch)

@@ -88,7 +88,7 @@ def make_train_step(model, method: Method, optimizer) -> Callable:
         def loss_fn(leaves):
             gates = method.training_gates(state.gates, leaves["method"])
             loss = batch_loss(model, leaves["params"], gates, batch, dropout_key)
-            return loss + method.penalty(leaves["params"], state.gates, leaves["method"])
+            return loss + method.penalty(leaves["params"], state.gates, leaves["method"], state.step, hyper)
 
         loss, grads = jax.value_and_grad(loss_fn)(leaves)
         updates, opt_state = optimizer.update(grads, state.opt_state, leaves, learning_rates=learning_rates)

@@ -88,7 +88,7 @@ def _describe(config, dataset, schedule, steps_per_epoch) -> list[str]:
         f"{t.learning_rate:g} ({t.lr_schedule}), {config.model.dtype}, seed {t.seed}, on {len(devices)} x "
         f"{devices[0].device_kind}",
     ]
-    if p.method != "baseline":
+    if p.method not in methods.UNSCHEDULED:
         targets = " ".join(f"{100 * schedule(epoch):g}" for epoch in range(1, t.epochs + 1))
         lines.append(f"pruning   {p.method}, scope {p.scope}; percent closed after each epoch: {targets}")
     return lines
@@ -111,12 +111,13 @@ class _Loop:
 
     def __init__(self, config, dataset, workdir: Path, console, resuming: bool, shardings):
         self.config, self.dataset, self.workdir, self.console = config, dataset, workdir, console
-        replicated, self.rows = shardings
+        self.replicated, self.rows = replicated, _ = shardings
         self.schedule = schedules.sparsity_schedule(config)
         self.method = methods.create(config)
         self.steps_per_epoch = batching.num_train_batches(dataset.train, config.train.batch_size)
+        num_steps = config.train.epochs * self.steps_per_epoch
 
-        model = models.create(config, dataset.task, dataset.tokenizer.vocab_size)
+        model = models.create(config, dataset.task, dataset.vocab_size)
         optimizer = optim.create(config.train.weight_decay, config.train.clip_norm, tuple(self.method.rates))
         init = functools.partial(state_lib.init_state, model, self.method, optimizer)
         key = jax.random.key(config.train.seed)
@@ -134,7 +135,8 @@ class _Loop:
         else:
             self.state, self.progress = jax.jit(init, out_shardings=replicated)(key), dict(_START)
             if config.model.init_from:
-                network, note = initial.network(config.model.init_from, self.state.params, self.state.gates)
+                source, kind = config.model.init_from, config.model.init_checkpoint
+                network, note = initial.network(source, kind, self.state.params, self.state.gates)
                 params, gates = jax.device_put(network, replicated)
                 self.state = self.state.replace(params=params, gates=gates)
                 console.log(note)
@@ -142,8 +144,9 @@ class _Loop:
 
         self.train_step = jax.jit(state_lib.make_train_step(model, self.method, optimizer), donate_argnums=0)
         self.eval_step = jax.jit(state_lib.make_eval_step(model))
-        self.hyper = {name: np.float32(value) for name, value in self.method.hyper.items()}
-        self.rate = schedules.learning_rate(config, config.train.epochs * self.steps_per_epoch)
+        run = {"num_examples": len(dataset.train), "num_steps": num_steps}
+        self.hyper = {name: np.float32(value) for name, value in {**run, **self.method.hyper}.items()}
+        self.rate = schedules.learning_rate(config, num_steps)
         self.sparsity = gates_lib.sparsity(self.state.gates)
 
     def rates(self, step: int) -> dict[str, np.float32]:
@@ -222,15 +225,16 @@ class _Loop:
             self.settle(pending, bar)
         progress["epoch_seconds"] = time.perf_counter() - start
 
-    def evaluate(self) -> dict[str, float]:
-        """The columns eval_loss, eval_metric (the task's first metric on its first split), and all others by name."""
+    def evaluate(self, params, gates) -> dict[str, float]:
+        """The columns of a network: eval_loss, eval_metric (the task's first metric on its first split), and all others
+        by name."""
         task, devices, columns = self.dataset.task, jax.device_count(), {}
         batch_size = -(-self.config.train.eval_batch_size // devices) * devices
         for i, (name, split) in enumerate(self.dataset.evals.items()):
             suffix = "_" + name.removeprefix("dev_") if i else ""
             batches = batching.eval_batches(split, batch_size, self.dataset.buckets)
             found, columns["eval_loss" + suffix] = evaluate.run(
-                functools.partial(self.eval_step, self.state.params, self.state.gates), task, split, batches, self.rows
+                functools.partial(self.eval_step, params, gates), task, split, batches, self.rows
             )
             for j, (metric, value) in enumerate(found.items()):
                 columns[f"eval_{metric}{suffix}" if i or j else "eval_metric"] = value
@@ -242,9 +246,9 @@ class _Loop:
         target = self.schedule(progress["epoch"] + 1)
         own, columns, lines = self.method.end_epoch(self.state.gates, self.state.method["state"])
         self.state = self.state.replace(method={**self.state.method, "state": own})
-        before = self.evaluate()["eval_metric"] if target > self.sparsity else None
+        before = self.evaluate(self.state.params, self.state.gates)["eval_metric"] if target > self.sparsity else None
         self.prune(target, end_of_epoch=True)
-        found = self.evaluate()
+        found = self.evaluate(self.state.params, self.state.gates)
         if before is None:
             before = found["eval_metric"]
         row = {
@@ -273,6 +277,28 @@ class _Loop:
         for line in (_epoch_line(row, self.dataset.task.metrics[0], config.train.epochs), *lines):
             self.console.log(line)
 
+    def finish_run(self) -> dict:
+        """What the method makes of the trained network, evaluated and saved; entries for the summary."""
+        if self.method.end_run is None:
+            return {}
+        state, final = self.state, self.progress["final"]
+        params, gates, entries, lines = self.method.end_run(
+            state.params, state.gates, state.method["trainable"], state.method["state"]
+        )
+        network = jax.device_put({"params": params, "gates": gates}, self.replicated)
+        found = self.evaluate(network["params"], network["gates"])
+        self.checkpoints.save_quantised(int(state.step), network, self.progress)
+        name, before, after = self.dataset.task.metrics[0], final["eval_metric"], found["eval_metric"]
+        for line in (*lines, f"quantised  {name} {after:.4f} (before {before:.4f})"):
+            self.console.log(line)
+        return {
+            "sparsity": gates_lib.sparsity(gates),
+            "layer_sparsity": gates_lib.layer_sparsity(gates),
+            "final_metric": after,
+            "metric_before_quantising": before,
+            **entries,
+        }
+
     def run(self) -> dict:
         with (
             contextlib.closing(self.checkpoints),
@@ -284,7 +310,7 @@ class _Loop:
                 self.finish_epoch()
                 if stop_requests and self.progress["epoch"] < self.config.train.epochs:
                     self.stop(stop_requests[0])
-            summary = _summary(self.config, self.dataset, self.state, self.progress)
+            summary = _summary(self.config, self.dataset, self.state, self.progress) | self.finish_run()
             report.draw(self.workdir, summary)
             self.checkpoints.wait()
             workdir_lib.write_json(self.workdir / "summary.json", summary)  # last: it marks the run as finished
@@ -307,10 +333,9 @@ def train_and_evaluate(config, workdir) -> dict:
     console = report.Console()
     shardings = _shardings(config.train.batch_size)
     dataset = data.load(config)
-    vocab_size = dataset.tokenizer.vocab_size
-    if config.model.vocab_size not in (None, vocab_size):
+    if dataset.tokenizer and config.model.vocab_size not in (None, dataset.vocab_size):
         raise UserError(
-            f"config.model.vocab_size is {config.model.vocab_size}, but the tokenizer has {vocab_size} tokens; "
+            f"config.model.vocab_size is {config.model.vocab_size}, but the tokenizer has {dataset.vocab_size} tokens; "
             "the two must be equal (leave the key unset to follow the tokenizer)"
         )
     workdir = Path(workdir)
@@ -319,13 +344,33 @@ def train_and_evaluate(config, workdir) -> dict:
     console.attach(workdir)
     for note in notes:
         console.log(f"note      {note}")
+    if config.pretrain.epochs and not config.model.init_from:
+        config = _pretrained(config, workdir / workdir_lib.PRETRAIN, console)
     if not resuming:
-        dataset.tokenizer.save(workdir / "tokenizer")
+        if dataset.tokenizer:
+            dataset.tokenizer.save(workdir / "tokenizer")
         workdir_lib.write_json(workdir / "provenance.json", workdir_lib.provenance(str(jax.devices()[0])))
     summary = _Loop(config, dataset, workdir, console, resuming, shardings).run()
     for line in _closing_lines(summary, workdir):
         console.log(line)
     return summary
+
+
+def _pretrained(config, workdir: Path, console):
+    """Runs, resumes or finds the dense run that config.pretrain asks for; the config that starts from its network."""
+    if not (workdir / "summary.json").exists():
+        console.log(f"pretraining in {workdir}")
+        dense = config.copy_and_resolve_references()
+        dense.pruning.method = "baseline"
+        dense.train.epochs, dense.train.learning_rate = config.pretrain.epochs, config.pretrain.learning_rate
+        dense.pretrain.epochs = 0
+        try:
+            train_and_evaluate(dense, workdir)
+        finally:
+            workdir_lib.release(workdir)
+    config = config.copy_and_resolve_references()
+    config.model.init_from = str(workdir)
+    return config
 
 
 def _epoch_line(row: dict, metric_name: str, epochs: int) -> str:
@@ -350,7 +395,7 @@ def _summary(config, dataset, state, progress) -> dict:
     return {
         "method": config.pruning.method,
         "task": dataset.task.name,
-        "model_size": config.model.size,
+        "model_size": config_lib.model_label(config),
         "num_params": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "num_prunable": gates_lib.count(state.gates),
         "sparsity": final["sparsity"],

@@ -29,6 +29,7 @@ _PACKAGES = (
     "datasets",
     "ml_collections",
 )
+PRETRAIN = "pretrain"  # the folder in a workdir of the dense run that it starts from
 _locks: dict[Path, tuple[int, int]] = {}  # workdir -> (file descriptor, pid that took it)
 
 
@@ -80,7 +81,8 @@ def prepare(workdir, config_json: dict) -> bool:
     here, so that the folder is known for a run from its first file on.
 
     Returns:
-      True to resume from checkpoints/last, False to start anew in an empty folder.
+      True to resume from checkpoints/last, False to start anew: in an empty folder, or in one that holds what the same
+      config's pretraining has left.
     Raises:
       UserError: workdir is a file, cannot be written, is in use by another process, or holds something that is not a
         run of this program (it is left as it is).
@@ -103,8 +105,9 @@ def prepare(workdir, config_json: dict) -> bool:
                     f"the workdir {shown} holds files but not a run of this program (no config.json of one); nothing "
                     "in it was touched: choose another folder with --workdir"
                 )
-            if found == _plain(config_json) and not (workdir / "summary.json").exists() and _has_checkpoint(workdir):
-                return True
+            begun = _has_checkpoint(workdir) or _has_checkpoint(workdir / PRETRAIN)
+            if found == _plain(config_json) and not (workdir / "summary.json").exists() and begun:
+                return _has_checkpoint(workdir)
             _archive(workdir)
             write_json(workdir / "config.json", config_json)
             return False

@@ -1,4 +1,4 @@
-"""A task's data, tokenised: read once, cached, handed out in batches by prune_jax.data.batching."""
+"""A task's data, text as tokens: read once, cached, handed out in batches by prune_jax.data.batching."""
 
 import hashlib
 import json
@@ -11,61 +11,80 @@ from typing import NamedTuple
 
 import numpy as np
 
-from prune_jax.data import sources, tokenizer
+from prune_jax.data import images, sources, tokenizer
 from prune_jax.data.batching import Split, resolve_buckets
-from prune_jax.data.glue import Task, get_task
+from prune_jax.data.glue import ImageTask, Task, get_task
 from prune_jax.errors import UserError
 
 _CACHE_VERSION = 1
+_HOLDOUT_SEED = 0
 
 
 class Dataset(NamedTuple):
     """train and evals are splits (see batching); evals by name, the first decides which epoch is best.
 
-    buckets: the lengths that batches are padded to, increasing.
+    tokenizer: None for images; buckets: the lengths that batches are padded to, increasing.
     """
 
-    task: Task
-    train: Split
-    evals: dict[str, Split]
-    tokenizer: tokenizer.Tokenizer
+    task: Task | ImageTask
+    train: Split | images.Images
+    evals: dict[str, Split | images.Images]
+    tokenizer: tokenizer.Tokenizer | None
     buckets: tuple[int, ...]
     description: str
+
+    @property
+    def vocab_size(self) -> int | None:
+        return self.tokenizer and self.tokenizer.vocab_size
 
 
 def load(config) -> Dataset:
     """The data that a resolved config names.
+
+    With config.data.holdout = n, n training examples (of a fixed random choice) take the place of the evaluation
+    splits, for a search that leaves those alone.
 
     Raises:
       UserError: data that is missing or malformed, or fewer training examples than one batch.
     """
     cfg = config.data
     task = get_task(cfg.task, cfg.source)
-    rows = sources.read(task, cfg)
-    train = rows[sources.TRAIN]
-    texts = train.texts_a + (train.texts_b or [])
-    tok = tokenizer.load(cfg, texts)
-    splits = {name: _tokenise(split, tok, cfg) for name, split in rows.items()}
+    reader = _images if isinstance(task, ImageTask) else _text
+    splits, tok, buckets, how = reader(task, config)
     train = splits.pop(sources.TRAIN)
+    if cfg.holdout:
+        if cfg.holdout >= len(train):
+            raise UserError(f"config.data.holdout is {cfg.holdout}; allowed: fewer than {len(train)} training examples")
+        order = np.random.default_rng(_HOLDOUT_SEED).permutation(len(train))
+        splits = {"holdout": train.take(np.sort(order[: cfg.holdout]))}
+        train = train.take(np.sort(order[cfg.holdout :]))
     if 0 < cfg.max_train_examples < len(train):
-        train = _head(train, cfg.max_train_examples)
+        train = train.take(np.arange(cfg.max_train_examples))
     if len(train) < config.train.batch_size:
         raise UserError(
             f"config.train.batch_size is {config.train.batch_size}, more than the {len(train)} training examples of "
             f"{task.name}; allowed: 1 to {len(train)}"
         )
-    buckets = resolve_buckets(config)
     counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
-    description = (
-        f"{task.name} ({cfg.source}): {len(train):,} train, {counts}; {tok.vocab_size:,} tokens ({tok.origin}); "
-        f"padded to {', '.join(map(str, buckets))}"
+    return Dataset(
+        task, train, splits, tok, buckets, f"{task.name} ({cfg.source}): {len(train):,} train, {counts}; {how}"
     )
-    return Dataset(task, train, splits, tok, buckets, description)
 
 
-def _head(split: Split, count: int) -> Split:
-    end = split.offsets[count]
-    return Split(split.ids[:end], split.types[:end], split.offsets[: count + 1], split.labels[:count])
+def _images(task: ImageTask, config):
+    shape = "x".join(map(str, task.shape[:2]))
+    return images.read(task, config.data), None, images.BUCKETS, f"images of {shape}"
+
+
+def _text(task: Task, config):
+    cfg = config.data
+    rows = sources.read(task, cfg)
+    train = rows[sources.TRAIN]
+    tok = tokenizer.load(cfg, train.texts_a + (train.texts_b or []))
+    splits = {name: _tokenise(split, tok, cfg) for name, split in rows.items()}
+    buckets = resolve_buckets(config)
+    padded = ", ".join(map(str, buckets))
+    return splits, tok, buckets, f"{tok.vocab_size:,} tokens ({tok.origin}); padded to {padded}"
 
 
 def _tokenise(rows: sources.Rows, tok: tokenizer.Tokenizer, cfg) -> Split:

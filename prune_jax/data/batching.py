@@ -1,7 +1,7 @@
 """Batches of a few fixed shapes, in an order that is a pure function of the seed and the epoch.
 
-A split is anything with `labels` (n,), `lengths` (n,) int, and `batch(rows, length, batch_size)`: text below, images
-in images.py, where every example has length 1 and the only bucket is 1.
+A split is anything with `labels` (n,), `lengths` (n,) int, `take(rows)` and `batch(rows, length, batch_size)`: text
+below, images in images.py, where every example has length 1 and the only bucket is 1.
 """
 
 from collections.abc import Iterator
@@ -30,6 +30,13 @@ class Split(NamedTuple):
     @property
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
+
+    def take(self, rows: np.ndarray) -> "Split":
+        """The examples `rows`, in that order."""
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        at = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        return Split(self.ids[at], self.types[at], offsets, self.labels[rows])
 
     def batch(self, rows: np.ndarray, length: int, batch_size: int) -> Batch:
         """The examples `rows`, padded to (batch_size, length).

@@ -1,4 +1,4 @@
-"""The table of tasks: GLUE (Wang et al., 2018, arXiv:1804.07461) and the three built-in ones."""
+"""The table of tasks: GLUE (Wang et al., 2018, arXiv:1804.07461), the three built-in ones, and those of images."""
 
 from typing import NamedTuple
 
@@ -42,6 +42,22 @@ class Task(NamedTuple):
         return len(self.hub_columns) == 2
 
 
+class ImageTask(NamedTuple):
+    """Images of one channel in ten classes, scored by accuracy; see images.py.
+
+    Attributes:
+      source: the only config.data.source that has it.
+      shape: (height, width, channels).
+    """
+
+    name: str
+    source: str
+    shape: tuple[int, int, int]
+    metrics: tuple[str, ...] = ("accuracy",)
+    num_labels: int = 10
+    is_regression: bool = False
+
+
 _PAIR = ("sentence1", "sentence2")
 _01 = ("0", "1")
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -77,18 +93,34 @@ BUILTIN_TASKS = {
 }
 
 
-def get_task(name: str, source: str) -> Task:
+IMAGE_TASKS = {
+    task.name: task
+    for task in (ImageTask("mnist", "idx", (28, 28, 1)), ImageTask("digits", "builtin", (8, 8, 1)))
+}  # fmt: skip
+
+
+def get_task(name: str, source: str) -> Task | ImageTask:
     """The task of that name in that source. UserError, with the allowed names, if there is none.
 
-    The built-in source also answers to the GLUE names: each stands for the built-in task of its kind.
+    The built-in source also answers to the names of the others: each stands for the built-in task of its kind.
     """
+    if name in IMAGE_TASKS:
+        task = IMAGE_TASKS["digits" if source == "builtin" else name]
+        if task.source != source:
+            raise UserError(f"config.data.source is {source!r}; allowed with config.data.task={name}: {task.source}")
+        return task
+    if source == "idx":
+        raise UserError(f"config.data.task is {name!r}; allowed with config.data.source=idx: mnist")
     if source == "builtin":
         if name in TASKS:
             glue = TASKS[name]
             return BUILTIN_TASKS["regression" if glue.is_regression else "pair" if glue.is_pair else "single"]
         if name in BUILTIN_TASKS:
             return BUILTIN_TASKS[name]
-        allowed = f"{', '.join(BUILTIN_TASKS)}, or a GLUE task for the built-in one of its kind ({', '.join(TASKS)})"
+        allowed = (
+            f"{', '.join(BUILTIN_TASKS)}, digits, or a task of another source for the built-in one of its kind "
+            f"({', '.join(TASKS)}, mnist)"
+        )
     else:
         if name in TASKS:
             return TASKS[name]

@@ -7,7 +7,9 @@ REGISTRY = {  # name: module with create(config) -> Method; imported on use, so 
     "magnitude": "prune_jax.methods.magnitude",
     "movement": "prune_jax.methods.movement",
     "spt": "prune_jax.methods.spt",
+    "sws": "prune_jax.methods.sws",
 }
+UNSCHEDULED = ("baseline", "sws")  # methods that close nothing while they train: no sparsity schedule applies
 
 
 def create(config):

@@ -19,7 +19,7 @@ class StepInfo(NamedTuple):
       grads: the gradient of the loss at `params_before`, a tree like params.
       params_before, params: the weights before and after the step.
       gates: the gates during the step.
-      hyper: the arrays that the method's `hyper` named.
+      hyper: the arrays that the method's `hyper` named, and the run's "num_examples" and "num_steps".
       loss: (params, gates) -> () float32, the batch's loss without dropout.
     """
 
@@ -45,7 +45,7 @@ def _same_gates(gates, trainable):
     return gates
 
 
-def _no_penalty(params, gates, trainable):
+def _no_penalty(params, gates, trainable, step, hyper):
     return jnp.float32(0)
 
 
@@ -65,18 +65,23 @@ class Method(NamedTuple):
     """A pruning method. Everything but `prune` and `end_epoch` is traced into the training step.
 
     Attributes:
-      hyper: numbers that enter the step as arrays, so that changing one does not recompile.
+      hyper: numbers that enter the step as arrays, so that changing one does not recompile. The run adds
+        "num_examples", of its training split, and "num_steps", of the whole training.
       rates: the learning rate of each label of trainable leaves; the label "weights" is the network's own.
       prune_every: steps between calls of prune inside an epoch; 0 prunes at epoch ends only.
       init: (params, gates) -> state, the method's own pytree of arrays.
       init_trainable: (params, gates) -> dict of label -> tree; leaves that the optimizer trains at rates[label].
       training_gates: (gates, trainable) -> the gates of the training forward pass.
-      penalty: (params, gates, trainable) -> () float32, added to the training loss.
+      penalty: (params, gates, trainable, step, hyper) -> () float32, added to the training loss; step is () int32, the
+        steps taken before this one.
       after_step: (StepInfo, state) -> state.
       prune: (key, params, gates, trainable, state, target, end_of_epoch) -> gates. Called outside jit; target is the
         closed fraction that the schedule asks for now, and at the end of an epoch it is met exactly.
       end_epoch: (gates, state) -> (state, columns, lines): extra columns of metrics.csv and lines for the console,
         after which the epoch's statistics start anew. Called outside jit, before the epoch's pruning.
+      end_run: (params, gates, trainable, state) -> (params, gates, entries, lines), or None. Called outside jit, once
+        the last epoch is over: the network of few distinct weights that the method leaves behind, which the run
+        evaluates and saves as "quantised", entries for summary.json, and lines for the console.
     """
 
     hyper: Mapping[str, float] = MappingProxyType({})
@@ -89,3 +94,4 @@ class Method(NamedTuple):
     after_step: Callable = _nothing_after_step
     prune: Callable = _keep_gates
     end_epoch: Callable = _nothing_to_report
+    end_run: Callable | None = None

@@ -53,7 +53,7 @@ def _soft(cfg, scope) -> Method:
         # The value is the gate's; the gradient with respect to an open gate passes straight through to its score.
         return jax.tree.map(lambda gate, s: gate * (1 + (s - jax.lax.stop_gradient(s))), gates, trainable["scores"])
 
-    def penalty(params, gates, trainable):
+    def penalty(params, gates, trainable, step, hyper):
         kept = jax.tree.map(lambda gate, s: jnp.sum(gate * jax.nn.sigmoid(s)), gates, trainable["scores"])
         return cfg.penalty * sum(jax.tree.leaves(kept)) / gates_lib.count(gates)
 

@@ -1,4 +1,4 @@
-"""Networks whose dense kernels carry gates.
+"""Networks whose kernels carry gates.
 
 What train.py asks of one: `inputs` (the names of a batch's entries that it reads, in order), `example_inputs()`,
 `regression` (whether its one output is a score), and __call__(*inputs, deterministic=True) -> (batch, num_labels)
@@ -7,14 +7,14 @@ float32 logits.
 
 import jax.numpy as jnp
 
+from prune_jax.models import lenet
 from prune_jax.models.bert import Bert, BertConfig
-from prune_jax.models.gated import GatedDense
+from prune_jax.models.gated import GatedConv, GatedDense
 
-__all__ = ["Bert", "BertConfig", "GatedDense", "create"]
+__all__ = ["Bert", "BertConfig", "GatedConv", "GatedDense", "create"]
 
 
-def create(config, task, vocab_size: int) -> Bert:
-    """The network that a resolved config and the task's labels describe."""
+def _bert(config, task, vocab_size: int) -> Bert:
     cfg = config.model
     return Bert(
         BertConfig(
@@ -30,3 +30,11 @@ def create(config, task, vocab_size: int) -> Bert:
             dtype=jnp.dtype(cfg.dtype),
         )
     )
+
+
+MAKERS = {"bert": _bert} | {name: lenet.maker(name) for name in lenet.GEOMETRIES}  # those of prune_jax.config.MODELS
+
+
+def create(config, task, vocab_size: int | None):
+    """The network that a resolved config and the task's labels describe; vocab_size is None for images."""
+    return MAKERS[config.model.name](config, task, vocab_size)

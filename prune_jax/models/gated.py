@@ -1,4 +1,4 @@
-"""The dense layer that every prunable network here is made of."""
+"""The layers that every prunable network here is made of: dense, and convolutional."""
 
 from typing import Any
 
@@ -7,6 +7,16 @@ import jax
 import jax.numpy as jnp
 
 GATES = "gates"  # the flax collection; it mirrors the "params" paths of the kernels and holds nothing else
+
+
+def _gated_kernel(layer, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """(kernel * gate, bias) of a layer with `features`, `dtype` and `kernel_init`, in its dtype."""
+    kernel = layer.param("kernel", layer.kernel_init, shape, jnp.float32)
+    bias = layer.param("bias", nn.initializers.zeros, (layer.features,), jnp.float32)
+    if layer.is_initializing() or layer.has_variable(GATES, "kernel"):
+        gate = layer.variable(GATES, "kernel", jnp.ones, kernel.shape, bool).value
+        kernel = kernel * gate.astype(kernel.dtype)
+    return kernel.astype(layer.dtype), bias.astype(layer.dtype)
 
 
 class GatedDense(nn.Module):
@@ -28,9 +38,31 @@ class GatedDense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        if self.is_initializing() or self.has_variable(GATES, "kernel"):
-            gate = self.variable(GATES, "kernel", jnp.ones, kernel.shape, bool).value
-            kernel = kernel * gate.astype(kernel.dtype)
-        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+        kernel, bias = _gated_kernel(self, (x.shape[-1], self.features))
+        return x.astype(self.dtype) @ kernel + bias
+
+
+class GatedConv(nn.Module):
+    """y = conv(x, kernel * gate) + bias, in two dimensions; the gate is as GatedDense's, of the kernel's shape.
+
+    Args of __call__:
+      x: (batch, height, width, in), any float dtype; computed in `dtype`.
+    Returns:
+      (batch, height, width, features) of `dtype`; the kernel is (kernel height, kernel width, in, features).
+    """
+
+    features: int
+    kernel_size: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    padding: str = "VALID"
+    dtype: Any = jnp.float32
+    kernel_init: Any = nn.initializers.normal(0.02)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel, bias = _gated_kernel(self, (*self.kernel_size, x.shape[-1], self.features))
+        layout = ("NHWC", "HWIO", "NHWC")
+        found = jax.lax.conv_general_dilated(
+            x.astype(self.dtype), kernel, self.strides, self.padding, dimension_numbers=layout
+        )
+        return found + bias

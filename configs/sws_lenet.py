@@ -1,0 +1,28 @@
+"""Soft weight-sharing on LeNet-300-100: a dense pretraining, a retraining under the mixture prior, the quantising.
+
+    python launch.py --config=configs/sws_lenet.py --config.data.dir=MNIST_FOLDER
+
+Without data.dir scikit-learn's digits stand in for MNIST. The pretraining is a run of its own in WORKDIR/pretrain;
+--config.model.init_from=RUN starts from another run's network instead. --config.model.name chooses the network.
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.get_config()
+    config.model.name = "lenet_300_100"
+    config.model.init_checkpoint = "last"  # the best would be chosen on the test images
+    config.data.task = "mnist"
+    config.data.source = "auto"
+    config.pretrain.epochs = 100
+    config.pretrain.learning_rate = 1e-3
+    config.train.epochs = 30
+    config.train.batch_size = 256
+    config.train.eval_batch_size = 1000
+    config.train.learning_rate = 5e-4
+    config.train.warmup_fraction = 0.0
+    config.train.weight_decay = 0.0
+    config.train.clip_norm = 0.0
+    config.pruning.method = "sws"
+    return config

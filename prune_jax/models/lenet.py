@@ -1,0 +1,99 @@
+"""Three small networks for images of one channel, every kernel gated, relu between the layers.
+
+LeNet-300-100 (LeCun et al., 1998) and LeNet-5 in the form of Caffe's example, both as the compression papers use them,
+and the network of the tutorial of soft weight-sharing (Ullrich, Meeds and Welling, 2017, arXiv:1702.04008): on 28x28
+they have 266,610, 431,080 and 642,460 parameters.
+
+Convolutions are "valid", as published. Images too small for that (the 8x8 digits) are padded to keep their size.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from prune_jax.models.gated import GatedConv, GatedDense
+
+_init = nn.initializers.glorot_uniform()
+
+
+class Conv(NamedTuple):
+    """A convolution of size x size filters, then a max-pool over pool x pool."""
+
+    features: int
+    size: int
+    stride: int = 1
+    pool: int = 1
+
+    def output(self, length: int) -> int:
+        """What is left of an image's side without padding."""
+        return ((length - self.size) // self.stride + 1) // self.pool
+
+
+class Geometry(NamedTuple):
+    convs: tuple[Conv, ...]
+    hidden: tuple[int, ...]
+
+
+GEOMETRIES = {
+    "lenet_300_100": Geometry((), (300, 100)),
+    "lenet5_caffe": Geometry((Conv(20, 5, pool=2), Conv(50, 5, pool=2)), (500,)),
+    "tutorial": Geometry((Conv(25, 5, stride=2), Conv(50, 3, stride=2)), (500,)),
+}
+
+
+class LeNet(nn.Module):
+    """Images to logits.
+
+    Args of __call__:
+      image: (batch, height, width, 1) float32.
+      deterministic: of no effect, there is no dropout.
+    Returns:
+      float32 logits (batch, num_labels).
+    """
+
+    geometry: Geometry
+    shape: tuple[int, int, int]
+    num_labels: int
+    dtype: Any = jnp.float32
+
+    inputs = ("image",)  # of a batch, in the order of __call__
+    regression = False
+
+    def example_inputs(self) -> tuple[jax.Array, ...]:
+        """Arguments of __call__ of the least size, to initialise with."""
+        return (jnp.zeros((1, *self.shape), jnp.float32),)
+
+    @property
+    def padding(self) -> str:
+        """VALID, or SAME where the image is smaller than valid convolutions take."""
+        side = min(self.shape[:2])
+        for conv in self.geometry.convs:
+            side = conv.output(side)
+        return "VALID" if side > 0 else "SAME"
+
+    @nn.compact
+    def __call__(self, image: jax.Array, deterministic: bool = True) -> jax.Array:
+        x = image
+        for i, conv in enumerate(self.geometry.convs, 1):
+            size, strides = (conv.size,) * 2, (conv.stride,) * 2
+            layer = GatedConv(conv.features, size, strides, self.padding, self.dtype, _init, name=f"conv_{i}")
+            x = jax.nn.relu(layer(x))
+            if conv.pool > 1:
+                window = (conv.pool,) * 2
+                x = nn.max_pool(x, window, strides=window)
+        x = x.reshape(x.shape[0], -1)
+        for i, features in enumerate(self.geometry.hidden, 1):
+            x = jax.nn.relu(GatedDense(features, self.dtype, _init, name=f"dense_{i}")(x))
+        return GatedDense(self.num_labels, self.dtype, _init, name="classifier")(x).astype(jnp.float32)
+
+
+def maker(name: str) -> Callable[..., LeNet]:
+    """(config, task, vocab_size) -> the network of that name, for the task's images."""
+
+    def make(config, task, vocab_size: None) -> LeNet:
+        return LeNet(GEOMETRIES[name], task.shape, task.num_labels, jnp.dtype(config.model.dtype))
+
+    return make
