@@ -235,6 +235,12 @@ def _check_values(config) -> None:
                 f"and at most config.model.max_positions ({model.max_positions})"
             )
             raise _fail("data.buckets", buckets, allowed)
+    from prune_jax.data.glue import IMAGE_TASKS, get_task
+
+    reads = "images" if get_task(data.task, data.source).name in IMAGE_TASKS else "text"
+    if MODELS[model.name] != reads:
+        fitting = ", ".join(name for name, kind in MODELS.items() if kind == reads)
+        raise _fail("model.name", model.name, f"{fitting} with config.data.task={data.task}, which is {reads}")
     if data.source in _FOLDERS:
         if not data.dir:
             raise UserError(
@@ -242,12 +248,6 @@ def _check_values(config) -> None:
             )
         if not Path(data.dir).is_dir():
             raise UserError(f"config.data.dir is {data.dir!r}; there is no such folder ({Path(data.dir).resolve()})")
-    from prune_jax.data.glue import IMAGE_TASKS, get_task
-
-    reads = "images" if get_task(data.task, data.source).name in IMAGE_TASKS else "text"
-    if MODELS[model.name] != reads:
-        fitting = ", ".join(name for name, kind in MODELS.items() if kind == reads)
-        raise _fail("model.name", model.name, f"{fitting} with config.data.task={data.task}, which is {reads}")
 
 
 def _check_sparsities(config) -> None:
@@ -361,6 +361,15 @@ def resolve(config, environ: Mapping[str, str] = os.environ) -> tuple[config_dic
     _window_notes(config, notes)
     config.lock()
     return config, notes
+
+
+def pretraining(config) -> config_dict.ConfigDict:
+    """The config of the dense run that config.pretrain asks for."""
+    dense = config.copy_and_resolve_references()
+    dense.pruning.method = "baseline"
+    dense.train.epochs, dense.train.learning_rate = config.pretrain.epochs, config.pretrain.learning_rate
+    dense.pretrain.epochs = 0
+    return dense
 
 
 def model_label(config) -> str:

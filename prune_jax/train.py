@@ -360,12 +360,8 @@ def _pretrained(config, workdir: Path, console):
     """Runs, resumes or finds the dense run that config.pretrain asks for; the config that starts from its network."""
     if not (workdir / "summary.json").exists():
         console.log(f"pretraining in {workdir}")
-        dense = config.copy_and_resolve_references()
-        dense.pruning.method = "baseline"
-        dense.train.epochs, dense.train.learning_rate = config.pretrain.epochs, config.pretrain.learning_rate
-        dense.pretrain.epochs = 0
         try:
-            train_and_evaluate(dense, workdir)
+            train_and_evaluate(config_lib.pretraining(config), workdir)
         finally:
             workdir_lib.release(workdir)
     config = config.copy_and_resolve_references()

@@ -37,7 +37,7 @@ class Images(NamedTuple):
 
     def take(self, rows: np.ndarray) -> "Images":
         """The examples `rows`, in that order."""
-        return self._replace(pixels=self.pixels[rows], labels=self.labels[rows])
+        return Images(self.pixels[rows], self.white, self.labels[rows])
 
     def batch(self, rows: np.ndarray, length: int, batch_size: int) -> Batch:
         """image (batch, height, width, 1) float32 from 0 to 1, labels and weights (batch,); black where filled up."""

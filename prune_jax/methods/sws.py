@@ -66,8 +66,8 @@ def create(config) -> Method:
         nonzero = 1 - gates_lib.sparsity(gates)
         entries = {"codebook": means, "num_means": len(means), "num_components": len(mixture.means), "nonzero": nonzero}
         line = (
-            f"mixture    {len(mixture.means)} of {cfg.components} components after merging, {len(means)} of them in use "
-            f"besides 0; {100 * nonzero:.2f}% of the prunable weights are not 0"
+            f"mixture    {len(mixture.means)} of {cfg.components} components after merging, {len(means)} in use besides 0; "
+            f"{100 * nonzero:.2f}% of the prunable weights are not 0"
         )
         return params, gates, entries, [line]
 

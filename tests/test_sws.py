@@ -1,0 +1,229 @@
+"""Soft weight-sharing as a method: its loss, its rates, its end, and whole runs on digits in two stages."""
+
+import importlib
+import math
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from prune_jax import config as config_lib
+from prune_jax import methods, optim, report, runs, train, workdir
+from prune_jax import mixture as mixture_lib
+from prune_jax import state as state_lib
+from prune_jax.data import batching
+from prune_jax.errors import Stopped, UserError
+
+RATES = {"weights": 0.1, "means": 0.2, "gammas": 0.3, "rhos": 0.4}
+
+
+def resolved(**changes):
+    config = common.get_config()
+    config.model.name = "lenet_300_100"
+    config.data.task, config.data.source = "digits", "builtin"
+    config.pruning.method = "sws"
+    config.sws.update(changes)
+    return config_lib.resolve(config, {})[0]
+
+
+def toy():
+    rng = np.random.default_rng(0)
+    params = {
+        "dense": {"kernel": jnp.asarray(0.2 * rng.normal(size=(6, 5)), jnp.float32), "bias": jnp.ones(5)},
+        "words": {"embedding": jnp.asarray(0.2 * rng.normal(size=(4, 3)), jnp.float32)},
+    }
+    return params, {"dense": {"kernel": jnp.asarray(rng.random((6, 5)) < 0.7)}}
+
+
+def hyper(method, examples=100.0, steps=50.0):
+    return {"num_examples": jnp.float32(examples), "num_steps": jnp.float32(steps)} | {
+        name: jnp.float32(value) for name, value in method.hyper.items()
+    }
+
+
+def loss_of(method, params, gates, trainable, step=0):
+    return float(method.penalty(params, gates, trainable, jnp.int32(step), hyper(method)))
+
+
+@pytest.mark.parametrize("embeddings", [False, True])
+@pytest.mark.parametrize("learn_pi0", [False, True])
+def test_the_penalty_is_tau_over_n_times_the_sum_of_its_parts(embeddings, learn_pi0):
+    method = methods.create(
+        resolved(tau=0.5, embeddings=embeddings, learn_pi0=learn_pi0, pi0_alpha=3000.0, pi0_beta=2.0)
+    )
+    params, gates = toy()
+    trainable = method.init_trainable(params, gates)
+    mixture = mixture_lib.from_leaves(trainable, 0.99)
+    seen = [np.asarray(params["dense"]["kernel"] * gates["dense"]["kernel"]).ravel()]
+    if embeddings:
+        seen.append(np.asarray(params["words"]["embedding"]).ravel())
+    gammas = np.full(16, -2 * math.log(0.25))
+    parts = -np.sum(mixture_lib.log_prob(jnp.asarray(np.concatenate(seen)), mixture), dtype=np.float64)
+    parts += (1 - 5e3) * gammas[0] + 2 * np.exp(gammas[0]) + 15 * ((1 - 2.5e2) * gammas[1] + 0.1 * np.exp(gammas[1]))
+    if learn_pi0:
+        parts -= 2999 * math.log(0.99) + math.log(0.01)
+    assert loss_of(method, params, gates, trainable) == pytest.approx(0.5 / 100 * parts, rel=1e-4)
+
+
+def test_tau_rises_on_a_straight_line():
+    params, gates = toy()
+    whole = methods.create(resolved())
+    rising = methods.create(resolved(tau_anneal=0.2))  # over 10 of 50 steps
+    trainable = whole.init_trainable(params, gates)
+    full = loss_of(whole, params, gates, trainable)
+    for step, share in ((0, 0.1), (4, 0.5), (9, 1.0), (49, 1.0)):
+        assert loss_of(rising, params, gates, trainable, step) == pytest.approx(share * full, rel=1e-5)
+
+
+@pytest.mark.parametrize("zeroed", RATES)
+def test_each_learning_rate_reaches_its_leaves_and_no_others(zeroed):
+    method = methods.create(resolved())
+    optimizer = optim.create(0.0, 0.0, tuple(method.rates))
+    params, gates = toy()
+    leaves = {"params": params, "method": method.init_trainable(params, gates)}
+    assert set(leaves["method"]) == set(method.rates) == set(RATES) - {"weights"}
+
+    def loss(leaves):
+        penalty = method.penalty(leaves["params"], gates, leaves["method"], jnp.int32(0), hyper(method))
+        return penalty + sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(leaves))
+
+    rates = {label: jnp.float32(0 if label == zeroed else rate) for label, rate in RATES.items()}
+    updates, _ = optimizer.update(jax.grad(loss)(leaves), optimizer.init(leaves), leaves, learning_rates=rates)
+    for label in RATES:
+        moved = updates["params"] if label == "weights" else updates["method"][label]
+        largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(moved))
+        assert largest == pytest.approx(float(rates[label]), rel=1e-3, abs=1e-12)  # Adam's first step is its rate
+
+
+def test_the_end_quantises_kernels_and_closes_the_gates_of_zeros():
+    method = methods.create(resolved(components=2, embeddings=False))
+    params, gates = toy()
+    kernel = np.zeros((6, 5), np.float32)
+    kernel[0, :4], gates["dense"]["kernel"] = [0.48, 0.55, -0.02, 0.52], jnp.ones((6, 5), bool).at[0, 3].set(False)
+    params["dense"]["kernel"] = jnp.asarray(kernel)
+    trainable = {"means": jnp.array([0.5]), "gammas": jnp.log(jnp.array([2500.0, 400.0])), "rhos": jnp.zeros(1)}
+    found, closed, entries, lines = method.end_run(params, gates, trainable, {})
+    wanted = np.zeros((6, 5), np.float32)
+    wanted[0, :2] = 0.5  # 0.52 had a closed gate, and stays closed
+    np.testing.assert_array_equal(found["dense"]["kernel"], wanted)
+    np.testing.assert_array_equal(closed["dense"]["kernel"], wanted != 0)
+    for layer, name in (("words", "embedding"), ("dense", "bias")):
+        np.testing.assert_array_equal(found[layer][name], params[layer][name])
+    assert entries == {"codebook": [0.5], "num_means": 1, "num_components": 2, "nonzero": pytest.approx(2 / 30)}
+    assert "6.67%" in lines[0]
+    found = methods.create(resolved(components=2, embeddings=True)).end_run(params, gates, trainable, {})[0]
+    assert set(np.unique(found["words"]["embedding"])) <= {0, 0.5}
+
+
+def digits(**sws):
+    config = importlib.import_module("configs.sws_lenet").get_config()
+    config.pretrain.epochs = 3
+    config.train.epochs, config.train.batch_size, config.train.eval_batch_size = 2, 128, 360
+    config.sws.update(sws)
+    return config
+
+
+def numbers(folder):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in report.read_metrics(folder)]
+
+
+def assert_same_network(a, b, kind):
+    for x, y in zip(*(jax.tree.leaves(runs.load(f, kind)[1:]) for f in (a, b)), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("step", [5, 36 + 5])  # in the pretraining of 36 steps; in the retraining
+def test_a_run_stopped_in_either_stage_resumes_to_equal_numbers(step, tmp_path, monkeypatch):
+    train.train_and_evaluate(digits(tau_anneal=0.5), tmp_path / "whole")
+    original, count = batching.train_batches, [0]
+
+    def batches(*args):
+        for batch in original(*args):
+            count[0] += 1
+            if count[0] == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batching, "train_batches", batches)
+        with pytest.raises(Stopped):
+            train.train_and_evaluate(digits(tau_anneal=0.5), tmp_path / "parts")
+    workdir.release(tmp_path / "parts")
+    summary = train.train_and_evaluate(digits(tau_anneal=0.5), tmp_path / "parts")
+    assert not list(tmp_path.glob("*.zip")) and count[0] == step
+    for folder in ("", "pretrain"):
+        assert numbers(tmp_path / "whole" / folder) == numbers(tmp_path / "parts" / folder)
+    for kind in ("last", "quantised"):
+        assert_same_network(tmp_path / "whole", tmp_path / "parts", kind)
+    assert summary["metric_before_quantising"] == numbers(tmp_path / "parts")[-1]["eval_metric"]
+
+
+def test_a_trained_network_is_taken_in_place_of_the_pretraining(tmp_path):
+    train.train_and_evaluate(digits(), tmp_path / "first")
+    config = digits()
+    config.model.init_from = str(tmp_path / "first" / "pretrain")
+    train.train_and_evaluate(config, tmp_path / "second")
+    assert not (tmp_path / "second" / "pretrain").exists()
+    assert numbers(tmp_path / "first") == numbers(tmp_path / "second")
+
+
+def test_the_training_step_compiles_once(tmp_path):
+    config, _ = config_lib.resolve(digits(tau_anneal=0.5), {})
+    dataset = train.data.load(config)
+    model, method = train.models.create(config, dataset.task, None), methods.create(config)
+    optimizer = optim.create(0.0, 0.0, tuple(method.rates))
+    state = state_lib.init_state(model, method, optimizer, jax.random.key(0))
+    step = jax.jit(state_lib.make_train_step(model, method, optimizer))
+    batch = next(batching.train_batches(dataset.train, 16, dataset.buckets, 0, 0))
+    for tau in (0.0, 0.003, 1.0):
+        numbers = hyper(method, 1437, 100) | {"tau": jnp.float32(tau)}
+        state, loss = step(state, batch, optim.rates(1e-3, 1.0, method.rates), numbers)
+        assert np.isfinite(loss)
+    assert step._cache_size() == 1
+
+
+def test_other_methods_have_no_quantised_network(small_config, tmp_path):
+    small_config.pruning.method = "magnitude"
+    train.train_and_evaluate(small_config, tmp_path / "run")
+    with pytest.raises(UserError, match="there is no checkpoint in .*quantised"):
+        runs.load(tmp_path / "run", "quantised")
+
+
+def test_a_transformer_under_the_prior(small_config, tmp_path):
+    small_config.pruning.method = "sws"
+    small_config.sws.embeddings = True
+    small_config.train.epochs = 1
+    train.train_and_evaluate(small_config, tmp_path / "run")
+    params, gates = runs.load(tmp_path / "run", "quantised")[1:]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if path[-1].key in ("kernel", "embedding"):
+            assert len(np.unique(leaf)) <= 16
+    assert all(
+        ((kernel != 0) == gate).all()
+        for kernel, gate in zip(
+            jax.tree.leaves(jax.tree.map(lambda g, k: k, gates, train.gates_lib.kernels(params, gates))),
+            jax.tree.leaves(gates),
+            strict=True,
+        )
+    )
+
+
+def test_digits_end_to_end(tmp_path):
+    """Above 0.95 with a tenth of the bits: positions and codes of the non-zeros, float32 codebook and biases."""
+    config = importlib.import_module("configs.sws_digits").get_config()
+    summary = train.train_and_evaluate(config, tmp_path / "run")
+    network = runs.load(tmp_path / "run", "quantised")
+    kernels = [np.asarray(leaf) for leaf in jax.tree.leaves(network.params) if leaf.ndim > 1]
+    values = np.unique(np.concatenate([np.unique(k) for k in kernels]))
+    nonzero, size = sum(np.count_nonzero(k) for k in kernels), sum(k.size for k in kernels)
+    bits = nonzero * (8 + math.ceil(math.log2(len(values)))) + 32 * (len(values) + summary["num_params"] - size)
+    assert summary["final_metric"] > 0.95
+    assert 32 * summary["num_params"] / bits > 10
+    assert summary["nonzero"] == pytest.approx(nonzero / size) == pytest.approx(1 - summary["sparsity"])
+    np.testing.assert_array_equal(np.float32([0, *summary["codebook"]]), np.sort(np.append(values[values != 0], 0))) if (
+        0 in values and min(summary["codebook"]) > 0
+    ) else np.testing.assert_array_equal(np.float32(summary["codebook"]), values[values != 0])
