@@ -98,19 +98,20 @@ def _nll(weights, mixture, chunk):
 
 
 def _nll_forward(weights, mixture, chunk):
-    precisions = jnp.exp(mixture.gammas)[:, None]
+    precisions = jnp.exp(mixture.gammas)
+    dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)  # accelerators round products by default
 
     def value_and_grad(piece):
         joint, distance = _joint(piece, mixture)
         top = jnp.max(joint, axis=0)
         shifted = jnp.exp(joint - top)
         total = jnp.sum(shifted, axis=0)
-        share = shifted / total  # the responsibilities
-        pull = share * (precisions * distance)
-        by_component = Mixture(
-            -jnp.sum(share, axis=1), -jnp.sum(pull, axis=1), jnp.sum(pull * distance - share, axis=1) / 2
-        )
-        return (-jnp.sum(top + jnp.log(total)), by_component), jnp.sum(pull, axis=0)
+        # The responsibilities are shifted / total. Their sums are products of a matrix and a vector, which on a CPU
+        # take a third of the time of as many reductions.
+        scale, moved = 1 / total, shifted * distance
+        count, pull, spread = dot(shifted, scale), precisions * dot(moved, scale), dot(moved * distance, scale)
+        by_component = Mixture(-count, -pull, (precisions * spread - count) / 2)
+        return (-jnp.sum(top + jnp.log(total)), by_component), dot(precisions, moved) * scale
 
     (value, by_component), by_weight = _map_chunks(value_and_grad, weights, chunk)
     return value, (by_weight, by_component)

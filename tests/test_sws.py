@@ -224,6 +224,8 @@ def test_digits_end_to_end(tmp_path):
     assert summary["final_metric"] > 0.95
     assert 32 * summary["num_params"] / bits > 10
     assert summary["nonzero"] == pytest.approx(nonzero / size) == pytest.approx(1 - summary["sparsity"])
-    np.testing.assert_array_equal(np.float32([0, *summary["codebook"]]), np.sort(np.append(values[values != 0], 0))) if (
-        0 in values and min(summary["codebook"]) > 0
-    ) else np.testing.assert_array_equal(np.float32(summary["codebook"]), values[values != 0])
+    np.testing.assert_array_equal(
+        np.float32([0, *summary["codebook"]]), np.sort(np.append(values[values != 0], 0))
+    ) if (0 in values and min(summary["codebook"]) > 0) else np.testing.assert_array_equal(
+        np.float32(summary["codebook"]), values[values != 0]
+    )
