@@ -65,10 +65,8 @@ def create(config) -> Method:
         means = [mean for mean in np.unique(np.concatenate([np.unique(kernel) for kernel in kernels])) if mean != 0]
         nonzero = 1 - gates_lib.sparsity(gates)
         entries = {"codebook": means, "num_means": len(means), "num_components": len(mixture.means), "nonzero": nonzero}
-        line = (
-            f"mixture    {len(mixture.means)} of {cfg.components} components after merging, {len(means)} in use besides 0; "
-            f"{100 * nonzero:.2f}% of the prunable weights are not 0"
-        )
+        merged = f"mixture    {len(mixture.means)} of {cfg.components} components after merging"
+        line = f"{merged}, {len(means)} in use besides 0; {100 * nonzero:.2f}% of the prunable weights are not 0"
         return params, gates, entries, [line]
 
     rates = {name: cfg[f"{name}_learning_rate"] for name in ("means", "gammas", "rhos")}
