@@ -62,7 +62,7 @@ def test_the_penalty_is_tau_over_n_times_the_sum_of_its_parts(embeddings, learn_
     if embeddings:
         seen.append(np.asarray(params["words"]["embedding"]).ravel())
     gammas = np.full(16, -2 * math.log(0.25))
-    parts = -np.sum(mixture_lib.log_prob(jnp.asarray(np.concatenate(seen)), mixture), dtype=np.float64)
+    parts = -np.asarray(mixture_lib.log_prob(jnp.asarray(np.concatenate(seen)), mixture)).sum(dtype=np.float64)
     parts += (1 - 5e3) * gammas[0] + 2 * np.exp(gammas[0]) + 15 * ((1 - 2.5e2) * gammas[1] + 0.1 * np.exp(gammas[1]))
     if learn_pi0:
         parts -= 2999 * math.log(0.99) + math.log(0.01)
