@@ -152,7 +152,10 @@ def test_the_real_files(real_data):
         ({"data.task": "sst2", "data.source": "idx"}, r"config\.data\.task is 'sst2'; allowed .*idx: mnist"),
         ({"data.task": "mnist", "data.source": "tsv"}, r"config\.data\.source is 'tsv'; allowed .*mnist: idx"),
         ({"data.task": "digits", "data.source": "idx"}, r"config\.data\.source is 'idx'; allowed .*digits: builtin"),
-        ({"data.task": "mnist", "data.source": "idx"}, r"config\.data\.dir is empty; .*IDX files"),
+        (
+            {"data.task": "mnist", "data.source": "idx", "model.name": "tutorial"},
+            r"config\.data\.dir is empty; .*IDX files",
+        ),
         ({"data.task": "digits"}, r"config\.model\.name is 'bert'; allowed: lenet_300_100, lenet5_caffe, tutorial"),
         ({"data.task": "single", "model.name": "tutorial"}, r"config\.model\.name is 'tutorial'; allowed: bert with"),
     ],
