@@ -1,0 +1,127 @@
+"""A codebook for each kernel by one-dimensional k-means: the quantiser for networks pruned by any method.
+
+In one dimension clusters are intervals of the sorted weights, so that one sort and one pass of prefix sums are all that
+is done over the weights: a Lloyd step then costs k binary searches, whatever the number of weights, and it is run to its
+fixed point. It starts from the optimum over at most 512 points (the weights themselves where there are no more, groups
+of neighbours otherwise), found by dynamic programming (Wang and Song, 2011, The R Journal 3/2, "Ckmeans.1d.dp"). So the
+result is the global optimum for up to 512 distinct weights, and a function of the weights alone for any number.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from prune_jax import gates as gates_lib
+from prune_jax.compress import codec
+from prune_jax.errors import UserError
+
+Tree = Any
+
+MAX_BITS = 12
+_POINTS = 512
+_STEPS = 1000  # of Lloyd's, at most; a few dozen are the rule
+
+
+def kmeans(values: np.ndarray, k: int) -> np.ndarray:
+    """The centres, increasing, of at most k clusters of (n,) finite values, as float64: least sum of squares."""
+    ordered = np.sort(values).astype(np.float64)
+    first = np.flatnonzero(np.diff(ordered, prepend=-np.inf))
+    if len(first) <= k:
+        return ordered[first]
+    sums = np.concatenate([[0], np.cumsum(ordered)])
+    starts = first if len(first) <= _POINTS else _groups(ordered)
+    bounds = _optimal_bounds(starts, ordered, sums, k)
+    for _ in range(_STEPS):
+        centres = np.diff(sums[bounds]) / np.diff(bounds)
+        middle = (centres[1:] + centres[:-1]) / 2
+        moved = np.concatenate([[0], np.searchsorted(ordered, middle), [len(ordered)]])
+        if (moved == bounds).all() or (np.diff(moved) == 0).any():
+            break
+        bounds = moved
+    return np.diff(sums[bounds]) / np.diff(bounds)
+
+
+def _groups(ordered: np.ndarray) -> np.ndarray:
+    """Where at most 512 groups of the sorted values start: half of equal number, half of equal width, for the tails."""
+    half = _POINTS // 2
+    by_number = np.arange(half) * len(ordered) // half
+    by_width = np.searchsorted(ordered, np.linspace(ordered[0], ordered[-1], half, endpoint=False))
+    starts = np.union1d(by_number, by_width)
+    return starts[np.diff(ordered[starts], prepend=-np.inf) > 0]  # equal values in one group
+
+
+def _optimal_bounds(starts: np.ndarray, ordered: np.ndarray, sums: np.ndarray, k: int) -> np.ndarray:
+    """(k + 1,) bounds in `ordered` of the k clusters of whole groups with the least sum of squares."""
+    edges = np.append(starts, len(ordered))
+    edges[0] = 0
+    count, total = edges, sums[edges]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # cost[i, j]: of groups i to j - 1 as one cluster, less the sum of all squares, which no choice changes
+        cost = -((total[None] - total[:, None]) ** 2) / (count[None] - count[:, None])
+    cost[np.tril_indices(len(edges))] = np.inf
+    best, came_from = cost[0], []
+    for _ in range(k - 1):
+        options = best[:, None] + cost
+        came_from.append(np.argmin(options, axis=0))
+        best = np.min(options, axis=0)
+    bounds = [len(edges) - 1]
+    for previous in reversed(came_from):
+        bounds.append(previous[bounds[-1]])
+    return edges[[0, *reversed(bounds)]]
+
+
+def quantise(kernel: np.ndarray, bits: int) -> np.ndarray:
+    """The kernel with at most 2^bits distinct values: 0, where it was 0 before, and 2^bits - 1 centres.
+
+    A kernel that has no more than 2^bits distinct values comes back as it is, bit for bit.
+
+    Args:
+      kernel: float32 of any shape, finite unless it comes back as it is.
+    """
+    patterns = codec.bit_patterns(kernel)
+    if codec.distinct_patterns(patterns, 1 << bits) is not None:
+        return kernel
+    flat = patterns.view(np.float32)
+    at = np.flatnonzero(flat)
+    values = flat[at]
+    centres = kmeans(values, (1 << bits) - 1)
+    found = np.zeros_like(flat)
+    found[at] = centres.astype(np.float32)[np.searchsorted((centres[1:] + centres[:-1]) / 2, values, side="right")]
+    return found.reshape(kernel.shape)
+
+
+def close(params: Tree, gates: Tree) -> Tree:
+    """params with +0.0 where a gate is closed: the network that is computed, without its gates."""
+    return _on_kernels(lambda _, kernel, gate: np.where(gate, kernel, np.float32(0)), params, gates)
+
+
+def quantise_network(params: Tree, gates: Tree, bits: int) -> Tree:
+    """params with every gated kernel closed and quantised to 2^bits values; the other leaves as they are.
+
+    Raises:
+      UserError: bits is outside 1 to 12, or a kernel to be quantised has weights that are not finite.
+    """
+    if not 1 <= bits <= MAX_BITS:
+        raise UserError(f"bits is {bits}; allowed: 1 to {MAX_BITS}")
+
+    def one(name, kernel, gate):
+        kernel = np.where(gate, kernel, np.float32(0))
+        few = codec.distinct_patterns(codec.bit_patterns(kernel), 1 << bits) is not None
+        if not few and not np.isfinite(kernel).all():
+            raise UserError(f"{name} holds weights that are not finite; they have no codebook")
+        return quantise(kernel, bits)
+
+    return _on_kernels(one, params, gates)
+
+
+def _on_kernels(change, params: Tree, gates: Tree) -> Tree:
+    """params with change(name, kernel, gate) in the place of every kernel that has a gate."""
+    paths = jax.tree_util.tree_leaves_with_path(gates)
+    by_path = {tuple(key.key for key in path): np.asarray(gate) for path, gate in paths}
+
+    def at(path, leaf):
+        keys = tuple(key.key for key in path)
+        return change("/".join(keys), np.asarray(leaf), by_path[keys]) if keys in by_path else np.asarray(leaf)
+
+    return jax.tree_util.tree_map_with_path(at, params)
