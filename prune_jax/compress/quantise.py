@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from prune_jax import gates as gates_lib
 from prune_jax.compress import codec
 from prune_jax.errors import UserError
 
@@ -77,12 +76,16 @@ def quantise(kernel: np.ndarray, bits: int) -> np.ndarray:
     A kernel that has no more than 2^bits distinct values comes back as it is, bit for bit.
 
     Args:
-      kernel: float32 of any shape, finite unless it comes back as it is.
+      kernel: float32 of any shape.
+    Raises:
+      ValueError: a kernel that has more values, some of them not finite.
     """
     patterns = codec.bit_patterns(kernel)
     if codec.distinct_patterns(patterns, 1 << bits) is not None:
         return kernel
     flat = patterns.view(np.float32)
+    if not np.isfinite(flat).all():
+        raise ValueError("weights that are not finite have no codebook")
     at = np.flatnonzero(flat)
     values = flat[at]
     centres = kmeans(values, (1 << bits) - 1)
@@ -93,7 +96,11 @@ def quantise(kernel: np.ndarray, bits: int) -> np.ndarray:
 
 def close(params: Tree, gates: Tree) -> Tree:
     """params with +0.0 where a gate is closed: the network that is computed, without its gates."""
-    return _on_kernels(lambda _, kernel, gate: np.where(gate, kernel, np.float32(0)), params, gates)
+    return _on_kernels(lambda _, kernel, gate: _closed(kernel, gate), params, gates)
+
+
+def _closed(kernel: np.ndarray, gate: np.ndarray) -> np.ndarray:
+    return np.where(gate, kernel, np.float32(0))  # a product would leave -0.0 behind
 
 
 def quantise_network(params: Tree, gates: Tree, bits: int) -> Tree:
@@ -106,11 +113,10 @@ def quantise_network(params: Tree, gates: Tree, bits: int) -> Tree:
         raise UserError(f"bits is {bits}; allowed: 1 to {MAX_BITS}")
 
     def one(name, kernel, gate):
-        kernel = np.where(gate, kernel, np.float32(0))
-        few = codec.distinct_patterns(codec.bit_patterns(kernel), 1 << bits) is not None
-        if not few and not np.isfinite(kernel).all():
-            raise UserError(f"{name} holds weights that are not finite; they have no codebook")
-        return quantise(kernel, bits)
+        try:
+            return quantise(_closed(kernel, gate), bits)
+        except ValueError as error:
+            raise UserError(f"{name} cannot be quantised: {error}") from error
 
     return _on_kernels(one, params, gates)
 
