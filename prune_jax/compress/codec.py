@@ -11,7 +11,8 @@ Where the weights are, in the array as a matrix (all axes but the last, last axi
 What they are, in one of three ways as well:
   CODES  a codebook of the distinct bit patterns, and an entropy coded index of each.
   SHARED the same with the file's one codebook, which all layers share (soft weight-sharing has one mixture for all).
-  RAW    the exponents entropy coded, the sign and the mantissa, which no coder shrinks, as they are.
+  RAW    the four bytes of the patterns apart, each entropy coded where that gains: the exponents of any array, the low
+         bytes of one that holds numbers of less precision. Signs and mantissas, as a rule, stay as they are.
 The smallest combination is stored. All of an array goes through one rans stream: a single coder state is flushed.
 
 "Zero" is the bit pattern of +0.0; -0.0, infinities, NaNs and denormals are values like any other.
@@ -315,43 +316,68 @@ def _encode_values(values: np.ndarray, shared: np.ndarray | None) -> tuple[int, 
         options.append((_CODES, _Part(head, (), len(head)) + _coded(codes, len(distinct))))
         if shared is not None and np.isin(distinct, shared).all():
             options.append((_SHARED, _coded(np.searchsorted(shared, values), len(shared))))
-    if not options or options[0][1].size > 3 * len(values):
+    if not options or min(part.size for _, part in options) > 3 * len(values):
         options.append((_RAW, _encode_raw(values)))
     return min(options, key=lambda option: option[1].size)
 
 
+def _planes(values: np.ndarray) -> np.ndarray:
+    """(4, n) uint8: bits 0-7 of the patterns turned left by one, 8-15, 16-23, and the exponent."""
+    return (values << 1 | values >> 31).astype("<u4").view(np.uint8).reshape(-1, 4).T
+
+
 def _encode_raw(values: np.ndarray) -> _Part:
-    planes = (values << 1 | values >> 31).astype("<u4").view(np.uint8).reshape(-1, 4).T  # the last: the exponents
-    head = planes[:3].tobytes()
-    return _Part(head, (), len(head)) + _coded(planes[3], 256)
+    part = _Part(b"", (), 0)
+    for plane in _planes(values):
+        present = np.flatnonzero(np.bincount(plane, minlength=256))
+        coded = _Part(bytes([len(present) & 255]) + bytes(present.tolist()), (), 1 + len(present))
+        coded += _coded(np.searchsorted(present, plane), len(present))
+        stored = _Part(b"\0" + plane.tobytes(), (), 1 + len(plane))
+        part += coded if coded.size < stored.size and len(present) < 256 else stored
+    return part
 
 
-class _Values:
-    """What _encode_values wrote, for `count` values."""
+class _Plane:
+    """One of the byte planes that _encode_raw wrote."""
 
-    def __init__(self, kind: int, reader: Reader, count: int, shared: np.ndarray | None):
-        self._planes = None
-        if kind == _RAW:
-            self._planes = np.frombuffer(reader.take(3 * count), np.uint8).reshape(3, count)
-            size = 256
-        elif kind == _CODES:
-            size = reader.varint(MAX_CODEBOOK)
-            self._codebook = np.frombuffer(reader.take(4 * size), "<u4").astype(np.uint32)
-        elif shared is not None:
-            size, self._codebook = len(shared), shared
+    def __init__(self, reader: Reader, count: int):
+        number, self._symbols = reader.byte(), None
+        if number:
+            self._present = np.frombuffer(reader.take(number), np.uint8)
+            self._symbols = _Symbols(reader, number, count)
         else:
-            raise CodecError("an array refers to a shared codebook that is not there")
-        if count and not size:
-            raise CodecError("a codebook is empty")
-        self._symbols = _Symbols(reader, size, count)
+            self._stored = np.frombuffer(reader.take(count), np.uint8)
 
     def decode(self, decoder: rans.Decoder) -> np.ndarray:
-        codes = self._symbols.decode(decoder)
-        if self._planes is None:
-            return self._codebook[codes] if len(codes) else np.empty(0, np.uint32)
-        planes = np.concatenate([self._planes, codes.astype(np.uint8)[None]])
-        turned = np.ascontiguousarray(planes.T).view("<u4").reshape(-1).astype(np.uint32)
+        return self._stored if self._symbols is None else self._present[self._symbols.decode(decoder)]
+
+
+def _read_raw(reader: Reader, count: int):
+    """decoder -> (count,) uint32 bit patterns."""
+    planes = [_Plane(reader, count) for _ in range(4)]
+
+    def values(decoder: rans.Decoder) -> np.ndarray:
+        bytes_ = np.ascontiguousarray(np.stack([plane.decode(decoder) for plane in planes], axis=1))
+        turned = bytes_.view("<u4").reshape(-1).astype(np.uint32)
         return turned >> 1 | turned << 31
+
+    return values
+
+
+def _read_codes(reader: Reader, count: int, shared: np.ndarray | None):
+    """decoder -> (count,) uint32 bit patterns; of the codebook that follows where shared is None."""
+    codebook = shared
+    if shared is None:
+        codebook = np.frombuffer(reader.take(4 * reader.varint(MAX_CODEBOOK)), "<u4").astype(np.uint32)
+    if count and not len(codebook):
+        raise CodecError("a codebook is empty")
+    symbols = _Symbols(reader, len(codebook), count)
+
+    def values(decoder: rans.Decoder) -> np.ndarray:
+        codes = symbols.decode(decoder)
+        return codebook[codes] if len(codes) else np.empty(0, np.uint32)
+
+    return values
 
 
 # Both ----------------------------------------------------------------------------------------------------------------
@@ -393,9 +419,16 @@ def decode(data: bytes, shape: tuple[int, ...], shared: np.ndarray | None = None
         raise CodecError("an array is stored in an unknown way")
     count, positions = size, None
     if mode != _ALL:
+        if not size:
+            raise CodecError("an empty array has positions")  # its other axes may be of any length
         count = reader.varint(size)
         positions = (_read_gaps if mode == _GAPS else _read_mask)(reader, shape, count)
-    values = _Values(kind, reader, count, shared)
+    if kind == _RAW:
+        values = _read_raw(reader, count)
+    else:
+        values = _read_codes(
+            reader, count, None if kind == _CODES else np.empty(0, np.uint32) if shared is None else shared
+        )
     stream = reader.rest()
     if stream:
         reader = Reader(stream)
@@ -405,6 +438,6 @@ def decode(data: bytes, shape: tuple[int, ...], shared: np.ndarray | None = None
         decoder = rans.Decoder(rans.encode([], 1), 1)
     found = np.zeros(size, np.uint32)
     where = slice(None) if positions is None else positions(decoder)
-    found[where] = values.decode(decoder)
+    found[where] = values(decoder)
     decoder.finish()
     return found.view(np.float32).reshape(shape)

@@ -1,10 +1,10 @@
 """A codebook for each kernel by one-dimensional k-means: the quantiser for networks pruned by any method.
 
-In one dimension clusters are intervals of the sorted weights, so that one sort and one pass of prefix sums are all that
-is done over the weights: a Lloyd step then costs k binary searches, whatever the number of weights, and it is run to its
-fixed point. It starts from the optimum over at most 512 points (the weights themselves where there are no more, groups
-of neighbours otherwise), found by dynamic programming (Wang and Song, 2011, The R Journal 3/2, "Ckmeans.1d.dp"). So the
-result is the global optimum for up to 512 distinct weights, and a function of the weights alone for any number.
+In one dimension clusters are intervals of the sorted weights, so one sort and one pass of prefix sums are all that is
+done over the weights: a Lloyd step costs k binary searches, whatever their number, and is repeated to its fixed point.
+It starts from the optimum over at most 512 points (the weights themselves where there are no more, groups of neighbours
+otherwise), found by dynamic programming (Wang and Song, 2011, The R Journal 3/2, "Ckmeans.1d.dp"). So the result is the
+global optimum for up to 512 distinct weights, and a function of the weights alone for any number.
 """
 
 from typing import Any
@@ -95,39 +95,35 @@ def quantise(kernel: np.ndarray, bits: int) -> np.ndarray:
 
 
 def close(params: Tree, gates: Tree) -> Tree:
-    """params with +0.0 where a gate is closed: the network that is computed, without its gates."""
-    return _on_kernels(lambda _, kernel, gate: _closed(kernel, gate), params, gates)
-
-
-def _closed(kernel: np.ndarray, gate: np.ndarray) -> np.ndarray:
-    return np.where(gate, kernel, np.float32(0))  # a product would leave -0.0 behind
-
-
-def quantise_network(params: Tree, gates: Tree, bits: int) -> Tree:
-    """params with every gated kernel closed and quantised to 2^bits values; the other leaves as they are.
-
-    Raises:
-      UserError: bits is outside 1 to 12, or a kernel to be quantised has weights that are not finite.
-    """
-    if not 1 <= bits <= MAX_BITS:
-        raise UserError(f"bits is {bits}; allowed: 1 to {MAX_BITS}")
-
-    def one(name, kernel, gate):
-        try:
-            return quantise(_closed(kernel, gate), bits)
-        except ValueError as error:
-            raise UserError(f"{name} cannot be quantised: {error}") from error
-
-    return _on_kernels(one, params, gates)
-
-
-def _on_kernels(change, params: Tree, gates: Tree) -> Tree:
-    """params with change(name, kernel, gate) in the place of every kernel that has a gate."""
-    paths = jax.tree_util.tree_leaves_with_path(gates)
-    by_path = {tuple(key.key for key in path): np.asarray(gate) for path, gate in paths}
+    """params as NumPy arrays, with +0.0 where a gate is closed: the network that is computed, without its gates."""
+    by_path = {jax.tree_util.keystr(path): gate for path, gate in jax.tree_util.tree_leaves_with_path(gates)}
 
     def at(path, leaf):
-        keys = tuple(key.key for key in path)
-        return change("/".join(keys), np.asarray(leaf), by_path[keys]) if keys in by_path else np.asarray(leaf)
+        gate = by_path.get(jax.tree_util.keystr(path))
+        # Not a product, which would leave -0.0 behind.
+        return np.asarray(leaf) if gate is None else np.where(gate, leaf, np.float32(0))
 
     return jax.tree_util.tree_map_with_path(at, params)
+
+
+def quantise_network(params: Tree, gates: Tree, bits: int = 0, bias_bits: int = 0, embedding_bits: int = 0) -> Tree:
+    """params with the gated kernels closed, and each leaf of a kind quantised to 2^bits values where bits is not 0.
+
+    Args:
+      bits: of gated kernels; bias_bits: of other leaves of one axis (biases, scales); embedding_bits: of the rest.
+    Raises:
+      UserError: a number of bits is outside 0 to 12, or a leaf to be quantised has weights that are not finite.
+    """
+    for name, value in (("bits", bits), ("bias-bits", bias_bits), ("embedding-bits", embedding_bits)):
+        if not 0 <= value <= MAX_BITS:
+            raise UserError(f"--{name} is {value}; allowed: 1 to {MAX_BITS}, or 0 to keep the weights as they are")
+    gated = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(gates)}
+
+    def one(path, leaf):
+        own = bits if jax.tree_util.keystr(path) in gated else bias_bits if leaf.ndim <= 1 else embedding_bits
+        try:
+            return quantise(leaf, own) if own else leaf
+        except ValueError as error:
+            raise UserError(f"{'/'.join(key.key for key in path)} cannot be quantised: {error}") from error
+
+    return jax.tree_util.tree_map_with_path(one, close(params, gates))
