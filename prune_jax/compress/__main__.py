@@ -1,7 +1,7 @@
 """A run's network as one file.
 
-python -m prune_jax.compress RUN_DIR OUT.pjx [--kind=KIND] [--bits=N] [--bias-bits=N] [--embedding-bits=N] [--no-tokenizer]
-        [--force]
+python -m prune_jax.compress RUN_DIR OUT.pjx [--kind=KIND] [--bits=N] [--bias-bits=N] [--embedding-bits=N]
+    [--no-tokenizer] [--force]
 """
 
 import argparse
@@ -20,9 +20,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m prune_jax.compress", description="A run's network as one file.")
     parser.add_argument("run_dir", help="the folder of a run")
     parser.add_argument("out", help="the file to write, by custom with the suffix .pjx")
-    parser.add_argument(
-        "--kind", help="checkpoint: best, last or quantised; default quantised if there is one, or best"
-    )
+    parser.add_argument("--kind", help="checkpoint; default quantised if there is one, or best")
     parser.add_argument(
         "--bits",
         type=int,

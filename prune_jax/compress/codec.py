@@ -27,6 +27,7 @@ from prune_jax.compress import rans
 from prune_jax.compress.rans import PRECISION, TOTAL, CodecError
 
 MAX_CODEBOOK = 4096  # entries; more distinct values than that are stored RAW
+NO_CODEBOOK = np.empty(0, np.uint32)
 
 _ALL, _GAPS, _MASK = range(3)
 _CODES, _SHARED, _RAW = range(3)
@@ -307,14 +308,14 @@ def _matrix(shape) -> tuple[int, int]:
 # What ----------------------------------------------------------------------------------------------------------------
 
 
-def _encode_values(values: np.ndarray, shared: np.ndarray | None) -> tuple[int, _Part]:
+def _encode_values(values: np.ndarray, shared: np.ndarray) -> tuple[int, _Part]:
     """(kind, part) of the smallest way to store these (n,) uint32 bit patterns."""
     distinct, options = distinct_patterns(values, MAX_CODEBOOK), []
     if distinct is not None:
         head = varint(len(distinct)) + distinct.astype("<u4").tobytes()
         codes = np.searchsorted(distinct, values)
         options.append((_CODES, _Part(head, (), len(head)) + _coded(codes, len(distinct))))
-        if shared is not None and np.isin(distinct, shared).all():
+        if len(shared) and np.isin(distinct, shared).all():
             options.append((_SHARED, _coded(np.searchsorted(shared, values), len(shared))))
     if not options or min(part.size for _, part in options) > 3 * len(values):
         options.append((_RAW, _encode_raw(values)))
@@ -383,7 +384,7 @@ def _read_codes(reader: Reader, count: int, shared: np.ndarray | None):
 # Both ----------------------------------------------------------------------------------------------------------------
 
 
-def encode(array: np.ndarray, shared: np.ndarray | None = None) -> bytes:
+def encode(array: np.ndarray, shared: np.ndarray = NO_CODEBOOK) -> bytes:
     """The array's bytes; its shape and the shared codebook are not among them.
 
     Args:
@@ -408,7 +409,7 @@ def encode(array: np.ndarray, shared: np.ndarray | None = None) -> bytes:
     return head + varint(lanes) + rans.encode(best.segments, lanes)
 
 
-def decode(data: bytes, shape: tuple[int, ...], shared: np.ndarray | None = None) -> np.ndarray:
+def decode(data: bytes, shape: tuple[int, ...], shared: np.ndarray = NO_CODEBOOK) -> np.ndarray:
     """The float32 array of this shape that encode was given. CodecError if data is not of such an array.
 
     Memory is a few times that of the array, whatever data holds; the caller vouches for the shape.
