@@ -18,6 +18,7 @@ The smallest combination is stored. All of an array goes through one rans stream
 "Zero" is the bit pattern of +0.0; -0.0, infinities, NaNs and denormals are values like any other.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ _ALL, _GAPS, _MASK = range(3)
 _CODES, _SHARED, _RAW = range(3)
 _LEVELS = 3  # of classes, for rows and for columns: all alike, powers of four, powers of two
 _PLAIN_GAPS = 8  # gaps below have a bucket each, longer ones four buckets an octave
+_MAX_BUCKETS = _PLAIN_GAPS + 4 * 29  # gaps below 2^32
 
 # A frequency is stored in a byte, as 16 steps an octave below the greatest; 0 is a symbol that does not occur.
 _WEIGHTS = np.concatenate([[0], np.rint(256 * 2.0 ** (np.arange(255) / 16))]).astype(np.int64)
@@ -106,7 +108,10 @@ class Reader:
 
 
 class _Part(NamedTuple):
-    """What is stored as it is, the coded symbols as rans.encode takes them, and the bytes of both together."""
+    """What is stored as it is, functions that make the segments for rans.encode, and the bytes of both together.
+
+    The size is known from counts alone; the segments are made only of the parts that are stored.
+    """
 
     head: bytes
     segments: tuple
@@ -144,7 +149,10 @@ def _coded(symbols: np.ndarray, size: int) -> _Part:
     used = counts > 0
     bits = float(np.sum(counts[used] * np.log2(TOTAL / frequencies[used])))
     starts = np.cumsum(frequencies) - frequencies
-    segment = starts.astype(np.uint16)[symbols], frequencies.astype(np.uint16)[symbols]
+
+    def segment():
+        return starts.astype(np.uint16)[symbols], frequencies.astype(np.uint16)[symbols]
+
     return _Part(table.tobytes(), (segment,), size + bits / 8)
 
 
@@ -194,22 +202,23 @@ def _encode_gaps(positions: np.ndarray) -> _Part:
     for shift, members, widths in _low_bits(_bucket_sizes(buckets)):
         frequency = 1 << (PRECISION - widths)
         segment = (low[members] >> shift & (1 << widths) - 1) * frequency, frequency
-        part += _Part(b"", (segment,), float(widths.sum()) / 8)
+        part += _Part(b"", (functools.partial(tuple, segment),), float(widths.sum()) / 8)
     return part
 
 
 def _read_gaps(reader: Reader, shape: tuple[int, ...], count: int):
     """decoder -> (count,) positions."""
     size = math.prod(shape)
-    symbols = _Symbols(reader, reader.byte(), count)
+    buckets = reader.byte()
+    if buckets > _MAX_BUCKETS:
+        raise CodecError(f"there are {buckets} sizes of gaps, where {_MAX_BUCKETS} is the most possible")
+    symbols = _Symbols(reader, buckets, count)
 
     def positions(decoder: rans.Decoder) -> np.ndarray:
         buckets = symbols.decode(decoder)
         gaps = _bucket_starts(buckets)
         for shift, members, widths in _low_bits(_bucket_sizes(buckets)):
             gaps[members] += decoder.uniform(widths).astype(np.int64) << shift
-        if gaps.max(initial=0) >= size:
-            raise CodecError("a gap leads out of the array")
         found = np.cumsum(gaps + 1) - 1
         if found.max(initial=-1) >= size:
             raise CodecError("a gap leads out of the array")
@@ -255,11 +264,14 @@ def _encode_mask(positions: np.ndarray, rows: int, columns: int) -> _Part:
         if best is None or part.size < best[0].size:
             best = part, table, row_class, column_class
     part, table, row_class, column_class = best
-    chances, live = _chances(table, row_class, column_class)
-    ones = np.zeros(len(live), bool)
-    ones[positions] = True
-    ones, chances = ones[live], chances[live]
-    segment = np.where(ones, 0, chances), np.where(ones, chances, TOTAL - chances)
+
+    def segment():
+        chances, live = _chances(table, row_class, column_class)
+        ones = np.zeros(len(live), bool)
+        ones[positions] = True
+        ones, chances = ones[live], chances[live]
+        return np.where(ones, 0, chances), np.where(ones, chances, TOTAL - chances)
+
     return part._replace(segments=(*part.segments, segment))
 
 
@@ -365,11 +377,8 @@ def _read_raw(reader: Reader, count: int):
     return values
 
 
-def _read_codes(reader: Reader, count: int, shared: np.ndarray | None):
-    """decoder -> (count,) uint32 bit patterns; of the codebook that follows where shared is None."""
-    codebook = shared
-    if shared is None:
-        codebook = np.frombuffer(reader.take(4 * reader.varint(MAX_CODEBOOK)), "<u4").astype(np.uint32)
+def _read_codes(reader: Reader, count: int, codebook: np.ndarray):
+    """decoder -> (count,) uint32 bit patterns out of the codebook."""
     if count and not len(codebook):
         raise CodecError("a codebook is empty")
     symbols = _Symbols(reader, len(codebook), count)
@@ -402,11 +411,12 @@ def encode(array: np.ndarray, shared: np.ndarray = NO_CODEBOOK) -> bytes:
             if part.size < best.size:
                 kind, best, mode = value_kind, part, option
     head = bytes([mode * 3 + kind]) + best.head
-    num_symbols = sum(len(starts) for starts, _ in best.segments)
+    segments = [make() for make in best.segments]
+    num_symbols = sum(len(starts) for starts, _ in segments)
     if not num_symbols:
         return head
     lanes = rans.lanes_for(num_symbols, best.size - len(best.head))
-    return head + varint(lanes) + rans.encode(best.segments, lanes)
+    return head + varint(lanes) + rans.encode(segments, lanes)
 
 
 def decode(data: bytes, shape: tuple[int, ...], shared: np.ndarray = NO_CODEBOOK) -> np.ndarray:
@@ -427,9 +437,11 @@ def decode(data: bytes, shape: tuple[int, ...], shared: np.ndarray = NO_CODEBOOK
     if kind == _RAW:
         values = _read_raw(reader, count)
     else:
-        values = _read_codes(
-            reader, count, None if kind == _CODES else np.empty(0, np.uint32) if shared is None else shared
-        )
+        codebook = shared
+        if kind == _CODES:
+            entries = reader.varint(MAX_CODEBOOK)
+            codebook = np.frombuffer(reader.take(4 * entries), "<u4").astype(np.uint32)
+        values = _read_codes(reader, count, codebook)
     stream = reader.rest()
     if stream:
         reader = Reader(stream)

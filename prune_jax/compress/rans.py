@@ -17,6 +17,7 @@ TOTAL = 1 << PRECISION
 _LOW = 1 << 16  # the least state
 _EMIT = 32 - PRECISION  # a state of at least frequency << _EMIT would leave the range: its low word goes out first
 MAX_LANES = 1 << 14
+_FEWEST_LANES = 16  # with fewer, arrays are slower than one lane of integers
 _LANE_SYMBOLS = 1 << 18  # at most this many symbols a lane, so that a file cannot ask for hours of decoding
 
 
@@ -25,9 +26,14 @@ class CodecError(ValueError):
 
 
 def lanes_for(num_symbols: int, num_bytes: float) -> int:
-    """One lane for what fits 8 KiB, else one a KiB: their cost stays near 0.2%. num_bytes: of the coded symbols."""
-    by_size = 1 if num_bytes < 8192 else int(num_bytes) >> 10
-    return min(max(by_size, -(-num_symbols // _LANE_SYMBOLS)), MAX_LANES)
+    """One lane for little, else one a KiB, so that lanes cost about 0.3%, but enough for arrays to be worth while.
+
+    Args:
+      num_bytes: what the symbols will take.
+    """
+    if num_symbols <= _LANE_SYMBOLS and num_bytes < 16384:
+        return 1
+    return min(max(_FEWEST_LANES, int(num_bytes) >> 10, 2 * num_symbols // _LANE_SYMBOLS), MAX_LANES)
 
 
 def encode(segments: list[tuple[np.ndarray, np.ndarray]], lanes: int) -> bytes:
