@@ -5,15 +5,15 @@
     tokenizer: LZMA; empty where there is none
     shared codebook: bit patterns that any leaf may refer to; empty where there is none
     the size of each leaf, then each leaf as codec.encode made it, in the order of sorted keys
-    zeros, where the file would be shorter than 1/4096 byte a weight
+    zeros, where the file would be shorter than 1/1024 byte a weight
 
 header, tokenizer, codebook and leaves are preceded by their sizes (varints; the codebook's in entries).
 
 Weights come back bit for bit. Gates are not stored: a gated kernel's gate is closed exactly where its weight is +0.0,
 which is what a closed gate leaves of any weight; an open gate on a weight of 0 comes back closed, to the same effect.
 
-A forged file cannot ask for more memory than its length justifies: a reader allocates for no more than 4,096 weights a
-byte of the file (a compression rate of 16,384), 2^31 in all.
+A forged file cannot ask for more memory than its length justifies: a reader allocates for no more than 1,024 weights a
+byte of the file (a compression rate of 4,096), 2^31 in all.
 """
 
 import json
@@ -38,7 +38,7 @@ MAGIC, VERSION = b"PJX", 1
 SUFFIX = ".pjx"
 _PREFIX = len(MAGIC) + 1 + 4
 _MAX_WEIGHTS = 1 << 31
-_WEIGHTS_PER_BYTE = 4096
+_WEIGHTS_PER_BYTE = 1024
 _MAX_HEADER = 1 << 20  # bytes, of the JSON
 _MAX_TOKENIZER = 1 << 26
 _MAX_AXES = 32
