@@ -377,6 +377,20 @@ def model_label(config) -> str:
     return config.model.size if MODELS[config.model.name] == "text" else config.model.name
 
 
+def completed(saved) -> config_dict.ConfigDict:
+    """A saved config with the defaults of the keys that are newer than it. A key that is unknown stays, for resolve."""
+    config = _default_config()
+    config.unlock()
+    for room in saved:
+        if room not in config or not isinstance(saved[room], config_dict.ConfigDict):
+            config[room] = saved[room]
+            continue
+        for name in saved[room]:
+            with config[room].ignore_type():
+                config[room][name] = saved[room][name]
+    return config
+
+
 def to_json(config) -> dict:
     """The config as JSON's types: nested dicts, tuples as lists."""
 

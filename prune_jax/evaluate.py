@@ -1,9 +1,23 @@
-"""The official metrics of each task over a whole evaluation split."""
+"""The official metrics of each task over a whole evaluation split.
 
+    python -m prune_jax.evaluate PATH [--config.data.dir=DIR] [--config.data.source=SOURCE] ...
+
+evaluates the network in PATH, the folder of a run or a .pjx artifact, on the evaluation splits of its config.
+"""
+
+import argparse
+import functools
+import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
+
+from prune_jax import command
+from prune_jax.data import batching
+from prune_jax.errors import UserError
 
 
 def _accuracy(predicted, labels):
@@ -75,3 +89,95 @@ def run(eval_step: Callable, task, split, batches, sharding=None) -> tuple[dict[
 
 def _store(rows, found, logits, losses):
     logits[rows], losses[rows] = (np.asarray(x)[: len(rows)] for x in found)
+
+
+def dataset_columns(eval_step: Callable, dataset, batch_size: int, sharding=None) -> dict[str, float]:
+    """The columns eval_loss, eval_metric (the task's first metric on its first split), and all others by name.
+
+    Args:
+      eval_step: as run's.
+      batch_size: rounded up to a multiple of the devices.
+    """
+    task, devices, columns = dataset.task, jax.device_count(), {}
+    batch_size = -(-batch_size // devices) * devices
+    for i, (name, split) in enumerate(dataset.evals.items()):
+        suffix = "_" + name.removeprefix("dev_") if i else ""
+        batches = batching.eval_batches(split, batch_size, dataset.buckets)
+        found, columns["eval_loss" + suffix] = run(eval_step, task, split, batches, sharding)
+        for j, (metric, value) in enumerate(found.items()):
+            columns[f"eval_{metric}{suffix}" if i or j else "eval_metric"] = value
+    return columns
+
+
+def network(config, params, gates) -> tuple[dict[str, float], str]:
+    """(dataset_columns of a network on the data of its config, the name of the metric in eval_metric).
+
+    Args:
+      config: resolved; params, gates: trees as a run's checkpoint or an artifact holds them.
+    Raises:
+      UserError: the data is missing, or the network is not the one that the config and the data describe.
+    """
+    from prune_jax import data, models, state
+
+    dataset = data.load(config)
+    model = models.create(config, dataset.task, dataset.tokenizer and dataset.tokenizer.vocab_size)
+    wanted = jax.eval_shape(model.init, jax.random.key(0), *model.example_inputs())
+    for name, tree in (("params", params), ("gates", gates)):
+        ours, theirs = ({jax.tree_util.keystr(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(t)}
+                        for t in (wanted[name], tree))  # fmt: skip
+        differing = sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key))
+        if differing:
+            key = differing[0]
+            raise UserError(
+                f"the network is another than its config and data describe: {len(differing)} {name} differ, the first "
+                f"is {key}: {theirs.get(key, 'missing')} in the network, {ours.get(key, 'missing')} expected"
+            )
+    step = functools.partial(jax.jit(state.make_eval_step(model)), *jax.device_put((params, gates)))
+    return dataset_columns(step, dataset, config.train.eval_batch_size), dataset.task.metrics[0]
+
+
+_OVERRIDES = ("data.source", "data.dir", "data.task", "data.tokenizer", "data.cache_dir", "train.eval_batch_size")
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m prune_jax.evaluate", description="Evaluates a network.")
+    parser.add_argument("path", help="the folder of a run, or a .pjx artifact")
+    parser.add_argument("--kind", help="checkpoint of a run; default quantised if there is one, or best")
+    for key in _OVERRIDES:
+        kind = int if key == "train.eval_batch_size" else str
+        parser.add_argument(f"--config.{key}", type=kind, metavar="VALUE", help=f"in place of config.{key}")
+    args = vars(parser.parse_args(argv))
+    overrides = {key: args[f"config.{key}"] for key in _OVERRIDES if args[f"config.{key}"] is not None}
+    with tempfile.TemporaryDirectory() as scratch:
+        config, params, gates = _open(args["path"], args["kind"], Path(scratch), overrides)
+        columns, metric = network(config, params, gates)
+    for name, value in columns.items():
+        print(f"{name} ({metric}) {value:.6f}" if name == "eval_metric" else f"{name} {value:.6f}")
+
+
+def _open(path: str, kind: str | None, scratch: Path, overrides: dict):
+    """(resolved config with the overrides, params, gates) of a run's folder or an artifact."""
+    from prune_jax import config as config_lib
+    from prune_jax import runs
+    from prune_jax.compress import artifact
+
+    if Path(path).is_dir():
+        saved, params, gates = runs.load(path, kind or runs.final_kind(path))
+        tokenizer = Path(path) / "tokenizer"
+    elif kind:
+        raise UserError(f"--kind is {kind}, which chooses among the checkpoints of a run; {path} is no folder")
+    else:
+        saved, params, gates, text = artifact.read(path)
+        tokenizer = artifact.save_tokenizer(text, scratch / "tokenizer", path)
+    config = config_lib.completed(saved)
+    config.model.init_from = ""  # the network is here; where it started from need not be
+    if tokenizer and tokenizer.is_dir():
+        config.data.tokenizer = str(tokenizer)
+    for key, value in overrides.items():
+        room, name = key.split(".")
+        config[room][name] = value
+    return config_lib.resolve(config, {})[0], params, gates
+
+
+if __name__ == "__main__":
+    sys.exit(command.run("evaluate", main))

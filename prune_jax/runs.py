@@ -29,6 +29,11 @@ def read_config(folder):
     return config_lib.from_json(workdir_lib.read_json(Path(folder) / "config.json"))
 
 
+def final_kind(folder) -> str:
+    """The checkpoint that a run ends in: "quantised" where there is one, else "best"."""
+    return "quantised" if any((Path(folder) / "checkpoints" / "quantised").glob("[0-9]*")) else "best"
+
+
 def load(folder, kind: str = "best") -> Network:
     """The network of the run in `folder`, of its "best", "last" or "quantised" checkpoint.
 

@@ -226,19 +226,8 @@ class _Loop:
         progress["epoch_seconds"] = time.perf_counter() - start
 
     def evaluate(self, params, gates) -> dict[str, float]:
-        """The columns of a network: eval_loss, eval_metric (the task's first metric on its first split), and all others
-        by name."""
-        task, devices, columns = self.dataset.task, jax.device_count(), {}
-        batch_size = -(-self.config.train.eval_batch_size // devices) * devices
-        for i, (name, split) in enumerate(self.dataset.evals.items()):
-            suffix = "_" + name.removeprefix("dev_") if i else ""
-            batches = batching.eval_batches(split, batch_size, self.dataset.buckets)
-            found, columns["eval_loss" + suffix] = evaluate.run(
-                functools.partial(self.eval_step, params, gates), task, split, batches, self.rows
-            )
-            for j, (metric, value) in enumerate(found.items()):
-                columns[f"eval_{metric}{suffix}" if i or j else "eval_metric"] = value
-        return columns
+        eval_step = functools.partial(self.eval_step, params, gates)
+        return evaluate.dataset_columns(eval_step, self.dataset, self.config.train.eval_batch_size, self.rows)
 
     def finish_epoch(self) -> None:
         """The method's report, pruning to the epoch's target, evaluation, the row, the checkpoints."""

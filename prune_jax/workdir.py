@@ -48,19 +48,24 @@ def _plain(obj):
     return str(obj)
 
 
-def write_json(path, obj) -> None:
-    """Writes `obj` to `path` as JSON, whole or not at all. Non-finite floats become null, tuples and arrays lists."""
+def write_bytes(path, data: bytes) -> None:
+    """Writes `data` to `path`, whole or not at all."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n")
+        with open(partial, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_json(path, obj) -> None:
+    """Writes `obj` to `path` as JSON, whole or not at all. Non-finite floats become null, tuples and arrays lists."""
+    write_bytes(path, (json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_json(path):

@@ -1,0 +1,31 @@
+"""The preset dictionary of an artifact's header: deflate refers to it, so that a config costs what it differs in.
+
+Part of the file format: another dictionary reads no file of this one. A change takes a new artifact.VERSION.
+"""
+
+DICTIONARY = (
+    b'"lenet_300_100","lenet5_caffe","tutorial","small","base","large","mnist","digits","idx","tsv","hub","rte","mrpc"'
+    b',"cola","stsb","qnli","mnli","magnitude","movement","baseline","sws","linear","cosine","bfloat16",{"config":{"da'
+    b'ta":{"bad_rows":"error","buckets":null,"builtin_eval_size":1000,"builtin_seed":0,"builtin_train_size":8000,"cach'
+    b'e_dir":"","dir":"","holdout":0,"hub_name":"nyu-mll/glue","max_len":128,"max_train_examples":0,"source":"builtin"'
+    b',"task":"sst2","tokenizer":""},"model":{"d_ff":512,"d_model":256,"dropout":0.1,"dtype":"float32","init_checkpoin'
+    b't":"best","init_from":"","max_positions":512,"name":"bert","num_heads":4,"num_layers":2,"size":"tiny","vocab_siz'
+    b'e":null},"movement":{"frequency":100,"penalty":1.0,"score_learning_rate":0.01,"tau":0.1,"threshold":"hard"},"pre'
+    b'train":{"epochs":0,"learning_rate":0.001},"pruning":{"end_epoch":23,"end_sparsity":1.0,"method":"spt","schedule"'
+    b':"step","scope":"local","sparsity_steps":[0.1,0.25,0.5,0.7,0.75,0.8,0.84,0.88,0.9,0.92,0.93,0.94,0.95,0.96,0.97,'
+    b'0.975,0.98,0.985,0.99,0.995],"start_epoch":4,"start_sparsity":0.0},"spt":{"center":true,"chunk":null,"credit":"w'
+    b'eight","epsilon":0.01,"explorations":1,"explore_per_layer":false,"reward_alpha":0.125},"sws":{"alpha":250.0,"bet'
+    b'a":0.1,"components":16,"deviation":0.25,"embeddings":false,"gammas_learning_rate":0.003,"learn_pi0":false,"mean_'
+    b'range":0.6,"means_learning_rate":0.0001,"merge_kl":1e-10,"pi0":0.99,"pi0_alpha":1.0,"pi0_beta":1.0,"rhos_learnin'
+    b'g_rate":0.003,"tau":0.003,"tau_anneal":0.0,"zero_alpha":5000.0,"zero_beta":2.0},"train":{"batch_size":96,"checkp'
+    b'oint_every":0,"clip_norm":1.0,"epochs":25,"eval_batch_size":256,"learning_rate":2e-05,"lr_schedule":"constant","'
+    b'seed":0,"warmup_fraction":0.06,"weight_decay":0.01}},"gated":[1,3,5,7,9],"params":{"embedding_norm":{"bias":[256'
+    b'],"scale":[256]},"layer_0":{"attention_norm":{"bias":[256],"scale":[256]},"attention_output":{"bias":[256],"kern'
+    b'el":[256,256]},"ffn_hidden":{"bias":[512],"kernel":[256,512]},"ffn_norm":{"bias":[256],"scale":[256]},"ffn_outpu'
+    b't":{"bias":[256],"kernel":[512,256]},"key":{"bias":[256],"kernel":[256,256]},"query":{"bias":[256],"kernel":[256'
+    b',256]},"value":{"bias":[256],"kernel":[256,256]}},"pooler":{"bias":[256],"kernel":[256,256]},"position_embedding'
+    b'":{"embedding":[512,256]},"regressor":{"bias":[1],"kernel":[256,1]},"token_embedding":{"embedding":[30522,256]},'
+    b'"type_embedding":{"embedding":[2,256]}}}"classifier":{"bias":[10],"kernel":[500,10]},"conv_1":{"bias":[20],"kern'
+    b'el":[5,5,1,20]},"conv_2":{"bias":[50],"kernel":[5,5,20,50]},"dense_1":{"bias":[300],"kernel":[784,300]},"dense_2'
+    b'":{"bias":[100],"kernel":[300,100]}}}'
+)  # fmt: skip

@@ -1,0 +1,129 @@
+"""A codebook for each kernel by one-dimensional k-means: the quantiser for networks pruned by any method.
+
+In one dimension clusters are intervals of the sorted weights, so one sort and one pass of prefix sums are all that is
+done over the weights: a Lloyd step costs k binary searches, whatever their number, and is repeated to its fixed point.
+It starts from the optimum over at most 512 points (the weights themselves where there are no more, groups of neighbours
+otherwise), found by dynamic programming (Wang and Song, 2011, The R Journal 3/2, "Ckmeans.1d.dp"). So the result is the
+global optimum for up to 512 distinct weights, and a function of the weights alone for any number.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from prune_jax.compress import codec
+from prune_jax.errors import UserError
+
+Tree = Any
+
+MAX_BITS = 12
+_POINTS = 512
+_STEPS = 1000  # of Lloyd's, at most; a few dozen are the rule
+
+
+def kmeans(values: np.ndarray, k: int) -> np.ndarray:
+    """The centres, increasing, of at most k clusters of (n,) finite values, as float64: least sum of squares."""
+    ordered = np.sort(values).astype(np.float64)
+    first = np.flatnonzero(np.diff(ordered, prepend=-np.inf))
+    if len(first) <= k:
+        return ordered[first]
+    sums = np.concatenate([[0], np.cumsum(ordered)])
+    starts = first if len(first) <= _POINTS else _groups(ordered)
+    bounds = _optimal_bounds(starts, ordered, sums, k)
+    for _ in range(_STEPS):
+        centres = np.diff(sums[bounds]) / np.diff(bounds)
+        middle = (centres[1:] + centres[:-1]) / 2
+        moved = np.concatenate([[0], np.searchsorted(ordered, middle), [len(ordered)]])
+        if (moved == bounds).all() or (np.diff(moved) == 0).any():
+            break
+        bounds = moved
+    return np.diff(sums[bounds]) / np.diff(bounds)
+
+
+def _groups(ordered: np.ndarray) -> np.ndarray:
+    """Where at most 512 groups of the sorted values start: half of equal number, half of equal width, for the tails."""
+    half = _POINTS // 2
+    by_number = np.arange(half) * len(ordered) // half
+    by_width = np.searchsorted(ordered, np.linspace(ordered[0], ordered[-1], half, endpoint=False))
+    starts = np.union1d(by_number, by_width)
+    return starts[np.diff(ordered[starts], prepend=-np.inf) > 0]  # equal values in one group
+
+
+def _optimal_bounds(starts: np.ndarray, ordered: np.ndarray, sums: np.ndarray, k: int) -> np.ndarray:
+    """(k + 1,) bounds in `ordered` of the k clusters of whole groups with the least sum of squares."""
+    edges = np.append(starts, len(ordered))
+    edges[0] = 0
+    count, total = edges, sums[edges]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # cost[i, j]: of groups i to j - 1 as one cluster, less the sum of all squares, which no choice changes
+        cost = -((total[None] - total[:, None]) ** 2) / (count[None] - count[:, None])
+    cost[np.tril_indices(len(edges))] = np.inf
+    best, came_from = cost[0], []
+    for _ in range(k - 1):
+        options = best[:, None] + cost
+        came_from.append(np.argmin(options, axis=0))
+        best = np.min(options, axis=0)
+    bounds = [len(edges) - 1]
+    for previous in reversed(came_from):
+        bounds.append(previous[bounds[-1]])
+    return edges[[0, *reversed(bounds)]]
+
+
+def quantise(kernel: np.ndarray, bits: int) -> np.ndarray:
+    """The kernel with at most 2^bits distinct values: 0, where it was 0 before, and 2^bits - 1 centres.
+
+    A kernel that has no more than 2^bits distinct values comes back as it is, bit for bit.
+
+    Args:
+      kernel: float32 of any shape.
+    Raises:
+      ValueError: a kernel that has more values, some of them not finite.
+    """
+    patterns = codec.bit_patterns(kernel)
+    if codec.distinct_patterns(patterns, 1 << bits) is not None:
+        return kernel
+    flat = patterns.view(np.float32)
+    if not np.isfinite(flat).all():
+        raise ValueError("weights that are not finite have no codebook")
+    at = np.flatnonzero(flat)
+    values = flat[at]
+    centres = kmeans(values, (1 << bits) - 1)
+    found = np.zeros_like(flat)
+    found[at] = centres.astype(np.float32)[np.searchsorted((centres[1:] + centres[:-1]) / 2, values, side="right")]
+    return found.reshape(kernel.shape)
+
+
+def close(params: Tree, gates: Tree) -> Tree:
+    """params as NumPy arrays, with +0.0 where a gate is closed: the network that is computed, without its gates."""
+    by_path = {jax.tree_util.keystr(path): gate for path, gate in jax.tree_util.tree_leaves_with_path(gates)}
+
+    def at(path, leaf):
+        gate = by_path.get(jax.tree_util.keystr(path))
+        # Not a product, which would leave -0.0 behind.
+        return np.asarray(leaf) if gate is None else np.where(gate, leaf, np.float32(0))
+
+    return jax.tree_util.tree_map_with_path(at, params)
+
+
+def quantise_network(params: Tree, gates: Tree, bits: int = 0, bias_bits: int = 0, embedding_bits: int = 0) -> Tree:
+    """params with the gated kernels closed, and each leaf of a kind quantised to 2^bits values where bits is not 0.
+
+    Args:
+      bits: of gated kernels; bias_bits: of other leaves of one axis (biases, scales); embedding_bits: of the rest.
+    Raises:
+      UserError: a number of bits is outside 0 to 12, or a leaf to be quantised has weights that are not finite.
+    """
+    for name, value in (("bits", bits), ("bias-bits", bias_bits), ("embedding-bits", embedding_bits)):
+        if not 0 <= value <= MAX_BITS:
+            raise UserError(f"--{name} is {value}; allowed: 1 to {MAX_BITS}, or 0 to keep the weights as they are")
+    gated = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(gates)}
+
+    def one(path, leaf):
+        own = bits if jax.tree_util.keystr(path) in gated else bias_bits if leaf.ndim <= 1 else embedding_bits
+        try:
+            return quantise(leaf, own) if own else leaf
+        except ValueError as error:
+            raise UserError(f"{'/'.join(key.key for key in path)} cannot be quantised: {error}") from error
+
+    return jax.tree_util.tree_map_with_path(one, close(params, gates))
