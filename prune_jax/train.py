@@ -116,7 +116,7 @@ class _Loop:
         self.method = methods.create(config)
         self.steps_per_epoch = batching.num_train_batches(dataset.train, config.train.batch_size)
 
-        model = models.create(config, dataset.task, dataset.tokenizer.vocab_size)
+        model = models.create(config, dataset.task, config.model.vocab_size or dataset.tokenizer.vocab_size)
         optimizer = optim.create(config.train.weight_decay, config.train.clip_norm, tuple(self.method.rates))
         init = functools.partial(state_lib.init_state, model, self.method, optimizer)
         key = jax.random.key(config.train.seed)
@@ -308,10 +308,12 @@ def train_and_evaluate(config, workdir) -> dict:
     shardings = _shardings(config.train.batch_size)
     dataset = data.load(config)
     vocab_size = dataset.tokenizer.vocab_size
-    if config.model.vocab_size not in (None, vocab_size):
+    rows = config.model.vocab_size
+    if rows not in (None, vocab_size) and not (config.model.init_from and rows > vocab_size):
+        allowed = "at most as many" if config.model.init_from else "as many (leave the key unset to follow it)"
         raise UserError(
-            f"config.model.vocab_size is {config.model.vocab_size}, but the tokenizer has {vocab_size} tokens; "
-            "the two must be equal (leave the key unset to follow the tokenizer)"
+            f"config.model.vocab_size is {rows}, but the tokenizer has {vocab_size} tokens "
+            f"({dataset.tokenizer.origin}); allowed: {allowed}"
         )
     workdir = Path(workdir)
     config_json = config_lib.to_json(config)

@@ -14,7 +14,8 @@ class GatedDense(nn.Module):
 
     The gate is an input, not a parameter: it lives in the collection "gates" under its kernel's own path, has the
     kernel's shape (in, out), and starts open (True). Boolean gates prune; float gates of any value scale, and can be
-    differentiated. Where the collection is not passed to apply, the layer is an ordinary dense layer.
+    differentiated. Where the collection is not passed to apply, the layer is an ordinary dense layer. A layer without
+    inputs, those of it having been removed, is its bias: it has no kernel and no gate.
 
     Args of __call__:
       x: (..., in), any float dtype; computed in `dtype`.
@@ -28,9 +29,10 @@ class GatedDense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32) if shape[0] else jnp.zeros(shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        if self.is_initializing() or self.has_variable(GATES, "kernel"):
-            gate = self.variable(GATES, "kernel", jnp.ones, kernel.shape, bool).value
+        if shape[0] and (self.is_initializing() or self.has_variable(GATES, "kernel")):
+            gate = self.variable(GATES, "kernel", jnp.ones, shape, bool).value
             kernel = kernel * gate.astype(kernel.dtype)
         return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
