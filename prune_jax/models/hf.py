@@ -20,8 +20,6 @@ from prune_jax.models.bert import ACTIVATIONS, Bert, BertConfig
 Tree = dict
 Place = tuple[str, ...]  # of a leaf in params
 
-SHRUNK = "shrunk_bert"  # the model_type of an export whose layers differ in their sizes
-
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _EMBEDDINGS = {"token_embedding": "word", "position_embedding": "position", "type_embedding": "token_type"}
 _DENSE = {
@@ -132,7 +130,7 @@ def read_config(source: str) -> dict[str, Any]:
     """
     raw = _raw_config(source)
     kind = raw.get("model_type")
-    if kind not in ("bert", SHRUNK):
+    if kind != "bert":
         raise _fail(source, [f"its model_type is {kind!r}; allowed: 'bert'"])
     found = {ours: raw.get(theirs, default) for ours, (theirs, default) in _KEYS.items()}
     problems = []
@@ -145,7 +143,7 @@ def read_config(source: str) -> dict[str, Any]:
             problems.append(f"{theirs} is {value!r}; allowed: {kinds[type(default)]}")
     if not problems and found["d_model"] % found["num_heads"]:
         problems.append(f"num_attention_heads is {found['num_heads']}, no divisor of hidden_size {found['d_model']}")
-    if found["activation"] not in ACTIVATIONS:
+    if str(found["activation"]) not in ACTIVATIONS:
         problems.append(f"hidden_act is {found['activation']!r}; allowed: {', '.join(ACTIVATIONS)}")
     for key, wanted in (
         ("position_embedding_type", "absolute"),
@@ -163,9 +161,12 @@ def read_config(source: str) -> dict[str, Any]:
                 sizes = [most - lost.get(i, 0) for i in range(found["num_layers"])]
             if sizes is None:
                 continue
-            if not isinstance(sizes, list) or len(sizes) != found["num_layers"]:
-                problems.append(f"{key} is {sizes!r}; allowed: {found['num_layers']} numbers, one a layer")
-            found[key] = tuple(sizes)
+            whole = isinstance(sizes, list) and all(type(size) is int and 0 <= size <= most for size in sizes)
+            if whole and len(sizes) == found["num_layers"]:
+                found[key] = tuple(sizes)
+            else:
+                allowed = f"{found['num_layers']} whole numbers from 0 to {most}, one a layer"
+                problems.append(f"{key} is {sizes!r}; allowed: {allowed}")
     if problems:
         raise _fail(source, problems)
     return found
