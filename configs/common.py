@@ -61,6 +61,7 @@ def get_config() -> config_dict.ConfigDict:
     config.pruning.start_epoch = 4
     config.pruning.end_epoch = 23
     config.pruning.sparsity_steps = placeholder(tuple)  # one an epoch after start_epoch; percentages or fractions
+    config.pruning.structure = "unstructured"  # unstructured | head | ffn | head+ffn | block:RxC | n:m
     config.pruning.scope = "local"  # local: each kernel | global: all kernels together
 
     config.spt = config_dict.ConfigDict()

@@ -15,6 +15,8 @@ from ml_collections import config_dict
 from prune_jax.errors import UserError
 from prune_jax.methods import REGISTRY
 from prune_jax.schedules import sparsity_schedule
+from prune_jax.structure import ALLOWED as STRUCTURES
+from prune_jax.structure import parse, undivided
 
 
 class Size(NamedTuple):
@@ -284,6 +286,30 @@ def _check_sparsities(config) -> None:
     _set(config, "pruning.sparsity_steps", tuple(value / scale for value in values))
 
 
+def _check_structure(config, notes: list[str]) -> None:
+    text, model = config.pruning.structure, config.model
+    try:
+        structure = parse(text)
+    except ValueError:
+        raise _fail("pruning.structure", text, STRUCTURES) from None
+    if structure.kind == "unstructured" or config.pruning.method == "baseline":
+        return
+    depth = model.d_model // model.num_heads
+    widths = {"d_model": model.d_model, "d_ff": model.d_ff}
+    widths |= {f"layer_ffn[{i}]": size for i, size in enumerate(model.layer_ffn or ())}
+    widths |= {f"{depth} * layer_heads[{i}]": depth * size for i, size in enumerate(model.layer_heads or ())}
+    if name := undivided(structure, widths):
+        raise _fail("pruning.structure", text, f"sizes that divide config.model.{name} ({widths[name]})")
+    notes.append(
+        f"config.pruning.structure={text} covers {structure.covered}; the targets refer to them, the rest stays open"
+    )
+    if structure.kind == "n:m":
+        n, m = structure.sizes
+        final = sparsity_schedule(config)(config.train.epochs)
+        if final * m < m - n:
+            notes.append(f"the last target, {100 * final:g}% closed, is short of {text} ({100 * (1 - n / m):g}%)")
+
+
 def _window_notes(config, notes: list[str]) -> None:
     cfg, epochs = config.pruning, config.train.epochs
     if cfg.method == "baseline":
@@ -378,6 +404,7 @@ def resolve(config, environ: Mapping[str, str] = os.environ) -> tuple[config_dic
     _check_sparsities(config)
     _check_values(config)
     _window_notes(config, notes)
+    _check_structure(config, notes)
     config.lock()
     return config, notes
 
