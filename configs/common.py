@@ -11,14 +11,20 @@ def get_config() -> config_dict.ConfigDict:
     config.model = config_dict.ConfigDict()
     config.model.name = "bert"  # bert, for text | lenet_300_100 | lenet5_caffe | tutorial, for images
     config.model.size = "base"  # tiny | small | base | large
-    config.model.init_from = ""  # the folder of a run, whose weights and gates to start from; empty: random weights
-    config.model.init_checkpoint = "best"  # best | last, of that run
+    # A run's folder (weights, gates), a transformers checkpoint's or its hub name (weights); empty: random weights.
+    config.model.init_from = ""
+    config.model.init_checkpoint = "best"  # best | last | quantised, of a run
     config.model.num_layers = placeholder(int)
     config.model.d_model = placeholder(int)
     config.model.num_heads = placeholder(int)
     config.model.d_ff = placeholder(int)
-    config.model.vocab_size = placeholder(int)  # of the tokenizer; a different one is an error
-    config.model.max_positions = 512
+    config.model.vocab_size = placeholder(int)  # the tokenizer's, or that of init_from, which may be larger
+    config.model.max_positions = placeholder(int)  # 512; as the next three, that of init_from where it is set
+    config.model.type_vocab_size = placeholder(int)  # 2
+    config.model.activation = placeholder(str)  # gelu; by transformers' names
+    config.model.layer_norm_eps = placeholder(float)  # 1e-12
+    config.model.layer_heads = placeholder(tuple)  # heads of each layer of a shrunk network; unset: num_heads
+    config.model.layer_ffn = placeholder(tuple)  # feed-forward columns of each layer; unset: d_ff
     config.model.dropout = 0.1
     config.model.dtype = "float32"  # float32 | bfloat16, of the computation; weights are float32
 
@@ -62,6 +68,7 @@ def get_config() -> config_dict.ConfigDict:
     config.pruning.start_epoch = 4
     config.pruning.end_epoch = 23
     config.pruning.sparsity_steps = placeholder(tuple)  # one an epoch after start_epoch; percentages or fractions
+    config.pruning.structure = "unstructured"  # unstructured | head | ffn | head+ffn | block:RxC | n:m
     config.pruning.scope = "local"  # local: each kernel | global: all kernels together
 
     config.spt = config_dict.ConfigDict()

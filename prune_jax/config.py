@@ -15,6 +15,8 @@ from ml_collections import config_dict
 from prune_jax.errors import UserError
 from prune_jax.methods import REGISTRY, UNSCHEDULED
 from prune_jax.schedules import sparsity_schedule
+from prune_jax.structure import ALLOWED as STRUCTURES
+from prune_jax.structure import parse, undivided
 
 
 class Size(NamedTuple):
@@ -58,11 +60,48 @@ _FOLLOWS_SIZE = {  # key: field of Size
     "pruning.sparsity_steps": "steps",
 }
 
+_FOLLOWS_CHECKPOINT = (  # keys of config.model that a network brings with it
+    "num_layers",
+    "d_model",
+    "num_heads",
+    "d_ff",
+    "vocab_size",
+    "max_positions",
+    "type_vocab_size",
+    "activation",
+    "layer_norm_eps",
+    "layer_heads",
+    "layer_ffn",
+)
+
+_OTHERWISE = {  # BERT's own, where neither the user nor a checkpoint says
+    "model.max_positions": 512,
+    "model.type_vocab_size": 2,
+    "model.activation": "gelu",
+    "model.layer_norm_eps": 1e-12,
+}
+
+ACTIVATIONS = (  # of prune_jax.models.bert, which jax is not loaded for here
+    "gelu",
+    "gelu_python",
+    "gelu_new",
+    "gelu_fast",
+    "gelu_accurate",
+    "gelu_pytorch_tanh",
+    "gelu_python_tanh",
+    "quick_gelu",
+    "relu",
+    "silu",
+    "swish",
+    "tanh",
+)
+
 _CHOICES = {
     "model.name": tuple(MODELS),
     "model.init_checkpoint": ("best", "last", "quantised"),
     "model.size": tuple(SIZES),
     "model.dtype": ("float32", "bfloat16"),
+    "model.activation": ACTIVATIONS,
     "data.source": ("hub", "tsv", "idx", "builtin", "auto"),
     "data.bad_rows": ("error", "skip"),
     "train.lr_schedule": ("constant", "linear", "cosine"),
@@ -82,6 +121,8 @@ _RANGES = {  # key: (least, most, whether the bounds themselves are allowed)
     "model.d_ff": (1, 1_000_000, True),
     "model.vocab_size": (1, 10_000_000, True),
     "model.max_positions": (1, 1_000_000, True),
+    "model.type_vocab_size": (1, 1000, True),
+    "model.layer_norm_eps": (0, 1, False),
     "model.dropout": (0, 0.99, True),
     "data.max_len": (8, 1_000_000, True),
     "data.builtin_train_size": (1, 10_000_000, True),
@@ -223,6 +264,12 @@ def _check_values(config) -> None:
     model, data = config.model, config.data
     if model.d_model % model.num_heads:
         raise _fail("model.num_heads", model.num_heads, f"a divisor of config.model.d_model ({model.d_model})")
+    for key, most in (("layer_heads", model.num_heads), ("layer_ffn", model.d_ff)):
+        sizes = model[key]
+        if sizes is not None and not (
+            len(sizes) == model.num_layers and all(isinstance(size, int) and 0 <= size <= most for size in sizes)
+        ):
+            raise _fail(f"model.{key}", sizes, f"{model.num_layers} whole numbers from 0 to {most}, one a layer")
     if data.max_len > model.max_positions:
         raise _fail("data.max_len", data.max_len, f"at most config.model.max_positions ({model.max_positions})")
     buckets = data.buckets
@@ -274,6 +321,30 @@ def _check_sparsities(config) -> None:
     _set(config, "pruning.sparsity_steps", tuple(value / scale for value in values))
 
 
+def _check_structure(config, notes: list[str]) -> None:
+    text, model = config.pruning.structure, config.model
+    try:
+        structure = parse(text)
+    except ValueError:
+        raise _fail("pruning.structure", text, STRUCTURES) from None
+    if structure.kind == "unstructured" or config.pruning.method == "baseline":
+        return
+    depth = model.d_model // model.num_heads
+    widths = {"d_model": model.d_model, "d_ff": model.d_ff}
+    widths |= {f"layer_ffn[{i}]": size for i, size in enumerate(model.layer_ffn or ())}
+    widths |= {f"{depth} * layer_heads[{i}]": depth * size for i, size in enumerate(model.layer_heads or ())}
+    if name := undivided(structure, widths):
+        raise _fail("pruning.structure", text, f"sizes that divide config.model.{name} ({widths[name]})")
+    notes.append(
+        f"config.pruning.structure={text} covers {structure.covered}; the targets refer to them, the rest stays open"
+    )
+    if structure.kind == "n:m":
+        n, m = structure.sizes
+        final = sparsity_schedule(config)(config.train.epochs)
+        if final * m < m - n:
+            notes.append(f"the last target, {100 * final:g}% closed, is short of {text} ({100 * (1 - n / m):g}%)")
+
+
 def _window_notes(config, notes: list[str]) -> None:
     cfg, epochs = config.pruning, config.train.epochs
     if cfg.method in UNSCHEDULED:
@@ -309,21 +380,37 @@ def _follow_folder(config) -> None:
 
 
 def _follow_checkpoint(config) -> None:
-    """Takes geometry and tokenizer, where they are not set, from the run that config.model.init_from names."""
+    """Takes geometry and tokenizer, where they are not set, from what config.model.init_from names.
+
+    Raises:
+      UserError: it is no network, or another one than the keys that are set describe.
+    """
     source = config.model.init_from
     if not source:
         return
     from prune_jax import runs
 
-    if not runs.is_run(source):
-        raise _fail("model.init_from", source, "the folder of a run, with config.json and checkpoints/ in it")
-    saved = runs.read_config(source)
-    for name in ("num_layers", "d_model", "num_heads", "d_ff"):
-        if config.model[name] is None:
-            _set(config, f"model.{name}", saved.model[name])
-    tokenizer = Path(source) / "tokenizer"
-    if not config.data.tokenizer and tokenizer.is_dir():
-        config.data.tokenizer = str(tokenizer)
+    if runs.is_run(source):
+        saved, tokenizer = runs.read_config(source).model, Path(source) / "tokenizer"
+        tokenizer = str(tokenizer) if tokenizer.is_dir() else ""
+    else:
+        from prune_jax.models import hf  # it loads jax, which is to be needed soon
+
+        saved, tokenizer = hf.read_config(source), hf.tokenizer(source)
+    differs = []
+    for name in _FOLLOWS_CHECKPOINT:
+        ours, theirs = config.model[name], saved.get(name)
+        if ours is None:
+            _set(config, f"model.{name}", theirs)
+        elif theirs is not None and ours != theirs:
+            differs.append(f"config.model.{name} is {ours}, and there it is {theirs}")
+    if differs:
+        raise UserError(
+            f"config.model.init_from={source!r} is another network than this config's: {'; '.join(differs)} "
+            "(keys that are not set follow it)"
+        )
+    if not config.data.tokenizer:
+        config.data.tokenizer = tokenizer
 
 
 def resolve(config, environ: Mapping[str, str] = os.environ) -> tuple[config_dict.ConfigDict, list[str]]:
@@ -356,9 +443,13 @@ def resolve(config, environ: Mapping[str, str] = os.environ) -> tuple[config_dic
     for key, field in _FOLLOWS_SIZE.items():
         if _get(config, key) is None:
             _set(config, key, getattr(size, field))
+    for key, value in _OTHERWISE.items():
+        if _get(config, key) is None:
+            _set(config, key, value)
     _check_sparsities(config)
     _check_values(config)
     _window_notes(config, notes)
+    _check_structure(config, notes)
     config.lock()
     return config, notes
 

@@ -117,7 +117,7 @@ class _Loop:
         self.steps_per_epoch = batching.num_train_batches(dataset.train, config.train.batch_size)
         num_steps = config.train.epochs * self.steps_per_epoch
 
-        model = models.create(config, dataset.task, dataset.vocab_size)
+        model = models.create(config, dataset.task, config.model.vocab_size or dataset.vocab_size)
         optimizer = optim.create(config.train.weight_decay, config.train.clip_norm, tuple(self.method.rates))
         init = functools.partial(state_lib.init_state, model, self.method, optimizer)
         key = jax.random.key(config.train.seed)
@@ -322,10 +322,12 @@ def train_and_evaluate(config, workdir) -> dict:
     console = report.Console()
     shardings = _shardings(config.train.batch_size)
     dataset = data.load(config)
-    if dataset.tokenizer and config.model.vocab_size not in (None, dataset.vocab_size):
+    rows, vocab_size = config.model.vocab_size, dataset.vocab_size
+    if dataset.tokenizer and rows not in (None, vocab_size) and not (config.model.init_from and rows > vocab_size):
+        allowed = "at most as many" if config.model.init_from else "as many (leave the key unset to follow it)"
         raise UserError(
-            f"config.model.vocab_size is {config.model.vocab_size}, but the tokenizer has {dataset.vocab_size} tokens; "
-            "the two must be equal (leave the key unset to follow the tokenizer)"
+            f"config.model.vocab_size is {rows}, but the tokenizer has {vocab_size} tokens "
+            f"({dataset.tokenizer.origin}); allowed: {allowed}"
         )
     workdir = Path(workdir)
     config_json = config_lib.to_json(config)

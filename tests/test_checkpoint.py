@@ -243,5 +243,5 @@ def test_a_run_starts_from_another_runs_network(small_config, tmp_path):
     assert "regressor" in third and "classifier" not in third
 
     small_config.model.d_ff = 48
-    with pytest.raises(UserError, match=r"layer_0/ffn_hidden/bias: \(32,\) there, \(48,\) here"):
+    with pytest.raises(UserError, match=r"config.model.d_ff is 48, and there it is 32"):
         train.train_and_evaluate(small_config, tmp_path / "fourth")

@@ -19,7 +19,7 @@ KEY = jax.random.key(0)
 
 def config(method="spt", **changes):
     cfg = Namespace(
-        pruning=Namespace(method=method, scope="local"),
+        pruning=Namespace(method=method, scope="local", structure="unstructured"),
         spt=Namespace(
             epsilon=0.2, reward_alpha=0.125, explorations=1, explore_per_layer=False, center=True, credit="weight",
             chunk=None,

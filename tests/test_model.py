@@ -7,6 +7,7 @@ import pytest
 
 from prune_jax import config as config_lib
 from prune_jax.models import Bert, BertConfig
+from prune_jax.models.bert import ACTIVATIONS
 from prune_jax.models.functional import Dropout, gelu
 
 SMALL = {"vocab_size": 40, "num_layers": 2, "d_model": 16, "num_heads": 4, "d_ff": 24}
@@ -67,50 +68,16 @@ def test_dropout_rate_scale_and_determinism():
     np.testing.assert_array_equal(y, Dropout(0.1).apply({}, x, False, rngs=keys))
 
 
-def test_logits_equal_transformers_bert():
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    config = transformers.BertConfig(
-        vocab_size=40, num_hidden_layers=2, hidden_size=16, num_attention_heads=4, intermediate_size=24,
-        initializer_range=0.3, num_labels=3,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    theirs = transformers.BertForSequenceClassification(config).eval()
-    weights = {name: value.numpy() for name, value in theirs.state_dict().items()}
-
-    def dense(name):
-        return {"kernel": weights[name + ".weight"].T, "bias": weights[name + ".bias"]}
-
-    def norm(name):
-        return {"scale": weights[name + ".weight"], "bias": weights[name + ".bias"]}
-
-    def embed(name):
-        return {"embedding": weights[f"bert.embeddings.{name}_embeddings.weight"]}
-
-    params = {
-        "token_embedding": embed("word"),
-        "position_embedding": embed("position"),
-        "type_embedding": embed("token_type"),
-        "embedding_norm": norm("bert.embeddings.LayerNorm"),
-        "pooler": dense("bert.pooler.dense"),
-        "classifier": dense("classifier"),
-    }
-    for i in range(2):
-        at = f"bert.encoder.layer.{i}."
-        params[f"layer_{i}"] = {
-            **{name: dense(f"{at}attention.self.{name}") for name in ("query", "key", "value")},
-            "attention_output": dense(at + "attention.output.dense"),
-            "attention_norm": norm(at + "attention.output.LayerNorm"),
-            "ffn_hidden": dense(at + "intermediate.dense"),
-            "ffn_output": dense(at + "output.dense"),
-            "ffn_norm": norm(at + "output.LayerNorm"),
-        }
-    ids, types, mask = inputs(pad_to=14)
-    ours = Bert(BertConfig(**SMALL, num_labels=3)).apply({"params": params}, ids, types, mask)
-    with torch.no_grad():
-        named = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
-        logits = theirs(**{name: torch.from_numpy(x).long() for name, x in named.items()}).logits.numpy()
-    np.testing.assert_allclose(ours, logits, atol=1e-4 * np.abs(logits).max())
+def test_a_layer_may_have_sizes_of_its_own_down_to_none():
+    model = Bert(BertConfig(**SMALL, layer_heads=(0, 3), layer_ffn=(5, 0)))
+    variables = model.init(jax.random.key(0), *inputs())
+    first, second = variables["params"]["layer_0"], variables["params"]["layer_1"]
+    assert "query" not in first and set(first["attention_output"]) == {"bias"}
+    assert first["ffn_hidden"]["kernel"].shape == (16, 5) and first["ffn_output"]["kernel"].shape == (5, 16)
+    assert second["value"]["kernel"].shape == (16, 12) and second["attention_output"]["kernel"].shape == (12, 16)
+    assert "ffn_hidden" not in second and set(second["ffn_output"]) == {"bias"}
+    assert set(variables["gates"]["layer_0"]) == {"ffn_hidden", "ffn_output"}
+    assert np.isfinite(model.apply(variables, *inputs())).all()
 
 
 def test_dropout_masks_are_independent_between_places_and_keys():
@@ -134,3 +101,7 @@ def test_gelu_and_its_derivatives_equal_a_float64_reference():
     second = norm.pdf(x) * (2 - x * x)
     np.testing.assert_allclose(jax.vmap(jax.grad(jax.grad(gelu)))(found), second, atol=2e-6)
     assert gelu(found.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_config_knows_the_activations():
+    assert tuple(ACTIVATIONS) == config_lib.ACTIVATIONS

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from prune_jax import gates as gates_lib
+from prune_jax import groups
 from prune_jax.methods.base import Method
 
 
@@ -17,7 +18,9 @@ def scores(params, gates):
 
 
 def create(config) -> Method:
+    closer = groups.create(config)
+
     def prune(key, params, gates, trainable, state, target, end_of_epoch):
-        return gates_lib.close_lowest(gates, scores(params, gates), target, key, config.pruning.scope)
+        return closer.close(gates, scores(params, gates), target, key, config.pruning.scope)
 
     return Method(prune=prune)

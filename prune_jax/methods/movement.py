@@ -19,16 +19,17 @@ import jax
 import jax.numpy as jnp
 
 from prune_jax import gates as gates_lib
+from prune_jax import groups
 from prune_jax.methods.base import Method
 
 
 def create(config) -> Method:
     cfg = config.movement
     make = {"hard": _hard, "soft": _soft}[cfg.threshold]
-    return make(cfg, config.pruning.scope)
+    return make(cfg, groups.create(config), config.pruning.scope)
 
 
-def _hard(cfg, scope) -> Method:
+def _hard(cfg, closer, scope) -> Method:
     def init(params, gates):
         return {"scores": jax.tree.map(lambda gate: jnp.zeros(gate.shape, jnp.float32), gates)}
 
@@ -38,12 +39,12 @@ def _hard(cfg, scope) -> Method:
         return {"scores": jax.tree.map(lambda s, w, g: s - w * g, state["scores"], weights, grads)}
 
     def prune(key, params, gates, trainable, state, target, end_of_epoch):
-        return gates_lib.close_lowest(gates, state["scores"], target, key, scope)
+        return closer.close(gates, state["scores"], target, key, scope)
 
     return Method(prune_every=cfg.frequency, init=init, after_step=after_step, prune=prune)
 
 
-def _soft(cfg, scope) -> Method:
+def _soft(cfg, closer, scope) -> Method:
     tau_score = math.log(cfg.tau / (1 - cfg.tau))  # sigmoid(S) < tau where S < logit(tau)
 
     def init_trainable(params, gates):
@@ -57,17 +58,11 @@ def _soft(cfg, scope) -> Method:
         kept = jax.tree.map(lambda gate, s: jnp.sum(gate * jax.nn.sigmoid(s)), gates, trainable["scores"])
         return cfg.penalty * sum(jax.tree.leaves(kept)) / gates_lib.count(gates)
 
-    @jax.jit
-    def below_threshold(gates, scores):
-        kept = jax.tree.map(lambda gate, s: jnp.sum(gate & (s >= tau_score), dtype=jnp.int32), gates, scores)
-        return jax.tree.leaves(kept)
-
     def prune(key, params, gates, trainable, state, target, end_of_epoch):
         scores = trainable["scores"]
         if not end_of_epoch:
-            kept = sum(int(n) for n in jax.device_get(below_threshold(gates, scores)))
-            target = min(target, 1 - kept / gates_lib.count(gates))
-        return gates_lib.close_lowest(gates, scores, target, key, "global")
+            target = min(target, closer.below(gates, scores, tau_score))
+        return closer.close(gates, scores, target, key, "global")
 
     return Method(
         rates={"scores": cfg.score_learning_rate},

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from prune_jax import gates as gates_lib
+from prune_jax import groups
 from prune_jax.methods.base import Method, StepInfo
 
 
@@ -55,6 +56,7 @@ def update_scores(scores, visited, drawn, reward, alpha):
 
 def create(config) -> Method:
     cfg = config.spt
+    closer = groups.create(config)
     explorations = cfg.explorations
     chunk = cfg.chunk or (1 if jax.default_backend() == "cpu" else explorations)
 
@@ -102,7 +104,7 @@ def create(config) -> Method:
         }
 
     def prune(key, params, gates, trainable, state, target, end_of_epoch):
-        return gates_lib.close_lowest(gates, state["scores"], target, key, config.pruning.scope)
+        return closer.close(gates, state["scores"], target, key, config.pruning.scope)
 
     def end_epoch(gates, state):
         total, passes = jax.device_get((state["epoch_sum"], state["epoch_count"]))

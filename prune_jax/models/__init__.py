@@ -26,7 +26,12 @@ def _bert(config, task, vocab_size: int) -> Bert:
             num_labels=task.num_labels,
             regression=task.is_regression,
             max_positions=cfg.max_positions,
+            type_vocab_size=cfg.type_vocab_size,
             dropout=cfg.dropout,
+            layer_norm_eps=cfg.layer_norm_eps,
+            activation=cfg.activation,
+            layer_heads=cfg.layer_heads or (),
+            layer_ffn=cfg.layer_ffn or (),
             dtype=jnp.dtype(cfg.dtype),
         )
     )

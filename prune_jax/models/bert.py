@@ -13,9 +13,33 @@ from prune_jax.models.gated import GatedDense
 _init = nn.initializers.normal(0.02)
 
 
+def _gelu_tanh(x):
+    return jax.nn.gelu(x, approximate=True)
+
+
+ACTIVATIONS = {  # by the names that transformers gives them
+    "gelu": gelu,
+    "gelu_python": gelu,
+    "gelu_new": _gelu_tanh,
+    "gelu_fast": _gelu_tanh,
+    "gelu_accurate": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "gelu_python_tanh": _gelu_tanh,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """Geometry. `num_labels` is the width of the head; a regression task has one output and a head called regressor."""
+    """Geometry. `num_labels` is the width of the head; a regression task has one output and a head called regressor.
+
+    A head is d_model // num_heads wide. `layer_heads` and `layer_ffn` are the heads and feed-forward columns of each
+    layer of a shrunk network, 0 and more; empty, every layer has num_heads and d_ff.
+    """
 
     vocab_size: int
     num_layers: int
@@ -28,19 +52,24 @@ class BertConfig:
     type_vocab_size: int = 2
     dropout: float = 0.1
     layer_norm_eps: float = 1e-12
+    activation: str = "gelu"
+    layer_heads: tuple[int, ...] = ()
+    layer_ffn: tuple[int, ...] = ()
     dtype: Any = jnp.float32
 
 
 class Layer(nn.Module):
-    """One post-LayerNorm block: self-attention, then a gelu feed-forward layer, each with a residual connection."""
+    """One post-LayerNorm block: self-attention, then a feed-forward layer, each with a residual connection."""
 
     cfg: BertConfig
+    heads: int
+    d_ff: int
 
     @nn.compact
     def __call__(self, x: jax.Array, bias: jax.Array, deterministic: bool) -> jax.Array:
         cfg = self.cfg
         batch, length, _ = x.shape
-        heads, depth = cfg.num_heads, cfg.d_model // cfg.num_heads
+        heads, depth = self.heads, cfg.d_model // cfg.num_heads
 
         def dense(features, name):
             return GatedDense(features, cfg.dtype, name=name)
@@ -51,14 +80,17 @@ class Layer(nn.Module):
         def norm(y, name):
             return nn.LayerNorm(epsilon=cfg.layer_norm_eps, dtype=cfg.dtype, name=name)(y)
 
-        q, k, v = (
-            dense(cfg.d_model, name)(x).reshape(batch, length, heads, depth) for name in ("query", "key", "value")
-        )
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q * depth**-0.5, k).astype(jnp.float32) + bias
-        weights = dropout(jax.nn.softmax(scores).astype(cfg.dtype))
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, length, cfg.d_model)
+        mixed = hidden = jnp.zeros((batch, length, 0), cfg.dtype)  # what a layer that lost all its units passes on
+        if heads:
+            q, k, v = (
+                dense(heads * depth, name)(x).reshape(batch, length, heads, depth) for name in ("query", "key", "value")
+            )
+            scores = jnp.einsum("bqhd,bkhd->bhqk", q * depth**-0.5, k).astype(jnp.float32) + bias
+            weights = dropout(jax.nn.softmax(scores).astype(cfg.dtype))
+            mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, length, heads * depth)
         x = norm(x + dropout(dense(cfg.d_model, "attention_output")(mixed)), "attention_norm")
-        hidden = gelu(dense(cfg.d_ff, "ffn_hidden")(x))
+        if self.d_ff:
+            hidden = ACTIVATIONS[cfg.activation](dense(self.d_ff, "ffn_hidden")(x))
         return norm(x + dropout(dense(cfg.d_model, "ffn_output")(hidden)), "ffn_norm")
 
 
@@ -97,8 +129,10 @@ class Bert(nn.Module):
         x = nn.LayerNorm(epsilon=cfg.layer_norm_eps, dtype=cfg.dtype, name="embedding_norm")(x)
         x = Dropout(cfg.dropout)(x, deterministic)
         bias = jnp.where(attention_mask[:, None, None, :] > 0, 0.0, -1e9).astype(jnp.float32)
+        heads = cfg.layer_heads or (cfg.num_heads,) * cfg.num_layers
+        d_ff = cfg.layer_ffn or (cfg.d_ff,) * cfg.num_layers
         for i in range(cfg.num_layers):
-            x = Layer(cfg, name=f"layer_{i}")(x, bias, deterministic)
+            x = Layer(cfg, heads[i], d_ff[i], name=f"layer_{i}")(x, bias, deterministic)
         pooled = jnp.tanh(GatedDense(cfg.d_model, cfg.dtype, name="pooler")(x[:, 0]))
         pooled = Dropout(cfg.dropout)(pooled, deterministic)
         head = "regressor" if cfg.regression else "classifier"

@@ -11,12 +11,14 @@ GATES = "gates"  # the flax collection; it mirrors the "params" paths of the ker
 
 def _gated_kernel(layer, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """(kernel * gate, bias) of a layer with `features`, `dtype` and `kernel_init`, in its dtype."""
+    bias = layer.param("bias", nn.initializers.zeros, (layer.features,), jnp.float32).astype(layer.dtype)
+    if 0 in shape:
+        return jnp.zeros(shape, layer.dtype), bias
     kernel = layer.param("kernel", layer.kernel_init, shape, jnp.float32)
-    bias = layer.param("bias", nn.initializers.zeros, (layer.features,), jnp.float32)
     if layer.is_initializing() or layer.has_variable(GATES, "kernel"):
         gate = layer.variable(GATES, "kernel", jnp.ones, kernel.shape, bool).value
         kernel = kernel * gate.astype(kernel.dtype)
-    return kernel.astype(layer.dtype), bias.astype(layer.dtype)
+    return kernel.astype(layer.dtype), bias
 
 
 class GatedDense(nn.Module):
@@ -24,7 +26,8 @@ class GatedDense(nn.Module):
 
     The gate is an input, not a parameter: it lives in the collection "gates" under its kernel's own path, has the
     kernel's shape (in, out), and starts open (True). Boolean gates prune; float gates of any value scale, and can be
-    differentiated. Where the collection is not passed to apply, the layer is an ordinary dense layer.
+    differentiated. Where the collection is not passed to apply, the layer is an ordinary dense layer. A layer without
+    inputs, those of it having been removed, is its bias: it has no kernel and no gate.
 
     Args of __call__:
       x: (..., in), any float dtype; computed in `dtype`.

@@ -1,0 +1,173 @@
+"""A run's network as a checkpoint that transformers loads.
+
+    python -m prune_jax.export RUN_DIR OUT_DIR [--kind=best|last] [--shrink] [--force]
+
+OUT_DIR then holds config.json, model.safetensors and the tokenizer, for AutoModelForSequenceClassification and
+AutoTokenizer; closed weights are exact zeros. With --shrink, attention heads and feed-forward columns that are closed
+as a whole are cut out. BertConfig can say so only where every layer keeps all its heads and the same number of columns;
+any other export has its own model class in OUT_DIR and loads with trust_remote_code=True (without, transformers stops
+at the sizes). config.model.init_from loads both.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from prune_jax import runs
+from prune_jax import shrink as shrink_lib
+from prune_jax import workdir as workdir_lib
+from prune_jax.data.glue import get_task
+from prune_jax.errors import UserError
+from prune_jax.models import hf
+
+_CODE = Path(__file__).parent / "models" / "modeling_shrunk_bert.py"
+
+
+def _with_units(params, depth: int):
+    """params with kernels of size 0 where a layer has lost all its heads or columns already."""
+    found = dict(params)
+    for name in (name for name in params if name.startswith("layer_")):
+        layer, d_model = dict(params[name]), params[name]["attention_norm"]["bias"].size
+        for inner, outer in ((("query", "key", "value"), "attention_output"), (("ffn_hidden",), "ffn_output")):
+            if "kernel" in layer[outer]:
+                continue
+            layer[outer] = {"kernel": np.zeros((0, d_model), np.float32), **layer[outer]}
+            for module in inner:
+                layer[module] = {"kernel": np.zeros((d_model, 0), np.float32), "bias": np.zeros(0, np.float32)}
+        found[name] = layer
+    return found
+
+
+def checkpoint(network: runs.Network, shrink: bool = False) -> tuple[dict, dict[str, np.ndarray]]:
+    """(config.json, tensors by name) of a run's network."""
+    config, model = network.config, network.config.model
+    if "token_embedding" not in network.params:
+        raise UserError("only a BERT can be exported to transformers; this run's network is none")
+    task = get_task(config.data.task, config.data.source)
+    depth = model.d_model // model.num_heads
+    params = _with_units(shrink_lib.merge(network.params, network.gates), depth)
+    heads = model.get("layer_heads") or (model.num_heads,) * model.num_layers
+    d_ff = model.get("layer_ffn") or (model.d_ff,) * model.num_layers
+    if shrink:
+        params, heads, d_ff = shrink_lib.shrink(params, depth)
+    plain = set(heads) == {model.num_heads} and len(set(d_ff)) == 1 and d_ff[0] > 0
+    name = "BertForSequenceClassification"
+    labels = task.labels or ("score",)
+    found = {
+        "architectures": [name if plain else f"Shrunk{name}"],
+        "model_type": "bert",  # even where it is not quite one, so that AutoTokenizer asks for no trust
+        "vocab_size": params["token_embedding"]["embedding"].shape[0],
+        "max_position_embeddings": params["position_embedding"]["embedding"].shape[0],
+        "type_vocab_size": params["type_embedding"]["embedding"].shape[0],
+        "hidden_size": model.d_model,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_heads,
+        "intermediate_size": d_ff[0] if plain else model.d_ff,
+        "hidden_act": model.get("activation") or "gelu",  # runs from before there was a choice
+        "layer_norm_eps": model.get("layer_norm_eps") or 1e-12,
+        "hidden_dropout_prob": model.dropout,
+        "attention_probs_dropout_prob": model.dropout,
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "problem_type": "regression" if task.is_regression else "single_label_classification",
+        "dtype": "float32",
+    }
+    if not plain:
+        found |= {"layer_heads": list(heads), "layer_ffn": list(d_ff)}
+        found["auto_map"] = {
+            "AutoModel": f"{_CODE.stem}.ShrunkBertModel",
+            "AutoModelForSequenceClassification": f"{_CODE.stem}.Shrunk{name}",
+        }
+    return found, hf.state_dict(params)
+
+
+def _check_target(run: Path, target: Path, force: bool) -> None:
+    if target == run or target in run.parents:
+        raise UserError(f"{target} is or holds the run itself; choose another folder")
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is a file; choose a folder")
+    if target.is_dir() and any(target.iterdir()):
+        if not force:
+            raise UserError(f"{target} is not empty; choose another folder, or --force to replace an earlier export")
+        if not all((target / name).is_file() for name in ("config.json", "model.safetensors")):
+            raise UserError(f"{target} is not an earlier export (config.json, model.safetensors): it is left as it is")
+
+
+def _write_tokenizer(run: Path, folder: Path, max_positions: int) -> int:
+    """Copies the run's tokenizer, and says how long a text may be. Returns the id of its padding."""
+    saved = run / "tokenizer"
+    if not (saved / "tokenizer.json").is_file():
+        raise UserError(f"{saved} holds no tokenizer.json; the run's tokenizer is part of what is exported")
+    shutil.copyfile(saved / "tokenizer.json", folder / "tokenizer.json")
+    settings = workdir_lib.read_json(saved / "tokenizer_config.json") | {
+        "model_max_length": max_positions,
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],  # a pair is nothing without its types
+    }
+    workdir_lib.write_json(folder / "tokenizer_config.json", settings)
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return backend.token_to_id(settings.get("pad_token", "[PAD]")) or 0
+
+
+def export(run, target, kind: str = "best", shrink: bool = False, force: bool = False) -> dict:
+    """Writes the network of the run in `run` to the folder `target`, whole or not at all. Returns its config.json.
+
+    Raises:
+      UserError: there is no such run or checkpoint, or target holds something that is not an earlier export.
+    """
+    import safetensors.numpy
+
+    run, target = Path(os.path.realpath(run)), Path(os.path.realpath(target))
+    network = runs.load(run, kind)
+    _check_target(run, target, force)
+    config_json, tensors = checkpoint(network, shrink)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+            folder, old = Path(scratch) / "new", Path(scratch) / "old"
+            folder.mkdir()
+            config_json["pad_token_id"] = _write_tokenizer(run, folder, config_json["max_position_embeddings"])
+            workdir_lib.write_json(folder / "config.json", config_json)
+            safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+            if "auto_map" in config_json:
+                shutil.copyfile(_CODE, folder / _CODE.name)
+            if target.exists():
+                os.rename(target, old)
+            try:
+                os.rename(folder, target)
+            except BaseException:
+                if old.exists():
+                    os.rename(old, target)
+                raise
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+    return config_json
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m prune_jax.export", description=__doc__.splitlines()[0])
+    parser.add_argument("run", metavar="RUN_DIR")
+    parser.add_argument("target", metavar="OUT_DIR")
+    parser.add_argument("--format", choices=("hf",), default="hf")
+    parser.add_argument("--kind", choices=("best", "last"), default="best", help="which checkpoint of the run")
+    parser.add_argument("--shrink", action="store_true", help="cut out heads and feed-forward columns that are closed")
+    parser.add_argument("--force", action="store_true", help="replace an earlier export in OUT_DIR")
+    args = parser.parse_args(argv)
+    try:
+        written = export(args.run, args.target, args.kind, args.shrink, args.force)
+    except UserError as error:
+        print(f"export: {error}", file=sys.stderr)
+        return 2
+    sizes = "".join(f", {key} {written[key]}" for key in ("layer_heads", "layer_ffn") if key in written)
+    how = "; load it with trust_remote_code=True" if "auto_map" in written else ""
+    print(f"{args.target}: {written['architectures'][0]}{sizes}{how}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""Closing gates in groups (prune_jax.structure): scores to groups, groups to gates, and the closer that methods call.
+
+A group is scored by the mean of its open gates' scores over its size, which orders groups of one size as the sum does
+and is fair between heads and feed-forward columns. It is open as long as one of its gates is.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prune_jax import gates as gates_lib
+from prune_jax import structure as structure_lib
+from prune_jax.structure import Structure
+
+Tree = Any
+
+
+class Closer(NamedTuple):
+    """How a method closes gates; it knows no more of the structure.
+
+    Attributes:
+      close: (gates, scores, target, key, scope) -> gates, as gates.close_lowest, with groups in the place of gates. The
+        closed fraction of the covered kernels comes within one group of the target.
+      below: (gates, scores, threshold) -> the closed fraction if every open group scored below the threshold closed.
+    """
+
+    close: Callable
+    below: Callable
+
+
+def create(config) -> Closer:
+    """The closer of config.pruning.structure."""
+    structure = structure_lib.parse(config.pruning.structure)
+    if structure.kind == "unstructured":
+        return Closer(gates_lib.close_lowest, lambda gates, scores, bar: _below(gates, scores, bar, _ones(gates)))
+    if structure.kind == "n:m":
+        return _n_of_m(*structure.sizes)
+    depth = config.model.d_model // config.model.num_heads if "head" in structure.kind else 0
+    return _grouped(structure, depth)
+
+
+# Groups --------------------------------------------------------------------------------------------------------------
+
+
+def _blocks(tree: Tree) -> Tree:
+    """The part of a tree of kernels that blocks and n:m cover."""
+    heads = (*gates_lib.HEADS, "pooler")
+    return {name: node for name, node in tree.items() if name not in heads}
+
+
+def sums(structure: Structure, tree: Tree, depth: int = 0) -> Tree:
+    """The sum over each group, of the gates or of the scores of a network.
+
+    Args:
+      tree: arrays (in, out) of any dtype, by the gates' paths.
+      depth: the width of an attention head.
+    Returns:
+      {layer: {"heads": (heads,), "ffn": (columns,)}} float32, or for blocks arrays (in / R, out / C) by the same paths.
+    """
+    if structure.kind == "block":
+        rows, columns = structure.sizes
+
+        def pool(x):
+            shape = (x.shape[0] // rows, rows, x.shape[1] // columns, columns)
+            return jnp.sum(x.reshape(shape), (1, 3), jnp.float32)
+
+        return jax.tree.map(pool, _blocks(tree))
+    found = {}
+    for name, layer in tree.items():
+        groups = {}
+        if "head" in structure.kind and "query" in layer:
+            parts = [jnp.sum(layer[part]["kernel"], 0, jnp.float32) for part in ("query", "key", "value")]
+            parts.append(jnp.sum(layer["attention_output"]["kernel"], 1, jnp.float32))
+            groups["heads"] = jnp.sum(sum(parts).reshape(-1, depth), 1)
+        if "ffn" in structure.kind and "ffn_hidden" in layer:
+            hidden, output = layer["ffn_hidden"]["kernel"], layer["ffn_output"]["kernel"]
+            groups["ffn"] = jnp.sum(hidden, 0, jnp.float32) + jnp.sum(output, 1, jnp.float32)
+        if groups:
+            found[name] = groups
+    return found
+
+
+def close_groups(structure: Structure, gates: Tree, opened: Tree, depth: int = 0) -> Tree:
+    """The gates with every gate of a closed group closed.
+
+    Args:
+      opened: booleans in the form of `sums`.
+    """
+    if structure.kind == "block":
+        rows, columns = structure.sizes
+
+        def spread(gate, group):
+            return gate & jnp.repeat(jnp.repeat(group, rows, 0), columns, 1)
+
+        return {**gates, **jax.tree.map(spread, _blocks(gates), opened)}
+    found = dict(gates)
+    for name, groups in opened.items():
+        layer = found[name] = dict(gates[name])
+        if "heads" in groups:
+            units = jnp.repeat(groups["heads"], depth)
+            for part in ("query", "key", "value"):
+                layer[part] = {"kernel": layer[part]["kernel"] & units}
+            layer["attention_output"] = {"kernel": layer["attention_output"]["kernel"] & units[:, None]}
+        if "ffn" in groups:
+            layer["ffn_hidden"] = {"kernel": layer["ffn_hidden"]["kernel"] & groups["ffn"]}
+            layer["ffn_output"] = {"kernel": layer["ffn_output"]["kernel"] & groups["ffn"][:, None]}
+    return found
+
+
+def _ones(tree: Tree) -> Tree:
+    return jax.tree.map(lambda leaf: 1, tree)
+
+
+@jax.jit
+def _kept(gates, scores, threshold, sizes):
+    return jax.tree.map(
+        lambda gate, s, size: jnp.sum(gate & (s >= threshold), dtype=jnp.int32) * size, gates, scores, sizes
+    )
+
+
+def _below(gates: Tree, scores: Tree, threshold: float, sizes: Tree) -> float:
+    """The closed fraction once all open units scored below the threshold are closed; sizes: members of a unit."""
+    kept = sum(int(n) for n in jax.tree.leaves(jax.device_get(_kept(gates, scores, threshold, sizes))))
+    total = sum(leaf.size * size for leaf, size in zip(*map(jax.tree.leaves, (gates, sizes)), strict=True))
+    return 1 - kept / total
+
+
+def _close_by_size(groups: Tree, scores: Tree, sizes: Tree, target: float, key: jax.Array) -> Tree:
+    """Closes the lowest groups of all, whatever their sizes, until the closed fraction is nearest to the target."""
+    leaves, treedef = jax.tree.flatten(groups)
+    each = [np.full(leaf.size, size) for leaf, size in zip(leaves, treedef.flatten_up_to(sizes), strict=True)]
+    opened, size = np.concatenate([np.asarray(leaf) for leaf in leaves]), np.concatenate(each)
+    score = np.concatenate([np.asarray(leaf) for leaf in treedef.flatten_up_to(scores)])
+    order = np.asarray(jax.random.permutation(key, opened.size))  # ties at random: the sort below keeps their order
+    order = order[opened[order]]
+    order = order[np.argsort(score[order], kind="stable")]
+    closed = size[~opened].sum() + np.concatenate([[0], np.cumsum(size[order])])
+    opened[order[: np.argmin(np.abs(closed - target * size.sum()))]] = False
+    ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
+    return jax.tree.unflatten(treedef, [jnp.asarray(part) for part in np.split(opened, ends)])
+
+
+def _grouped(structure: Structure, depth: int) -> Closer:
+    @jax.jit
+    def pool(gates, scores):
+        ones = sums(structure, jax.tree.map(jnp.ones_like, gates), depth)
+        masked = sums(structure, jax.tree.map(lambda gate, s: jnp.where(gate, s, 0), gates, scores), depth)
+        opened = jax.tree.map(lambda n: n > 0, sums(structure, gates, depth))
+        return opened, jax.tree.map(jnp.divide, masked, ones)
+
+    @jax.jit
+    def spread(gates, opened):
+        return close_groups(structure, gates, opened, depth)
+
+    def sizes(gates):
+        found = jax.eval_shape(lambda gates: sums(structure, gates, depth), gates)
+        if structure.kind == "block":
+            return jax.tree.map(lambda _: structure.sizes[0] * structure.sizes[1], found)
+        members = {"heads": lambda layer: 4 * depth * layer["query"]["kernel"].shape[0],
+                   "ffn": lambda layer: 2 * layer["ffn_hidden"]["kernel"].shape[0]}  # fmt: skip
+        return {name: {kind: members[kind](gates[name]) for kind in groups} for name, groups in found.items()}
+
+    def close(gates, scores, target, key, scope="local"):
+        opened, means = pool(gates, scores)
+        if structure.kind == "head+ffn" and scope == "global":
+            return spread(gates, _close_by_size(opened, means, sizes(gates), target, key))
+        return spread(gates, gates_lib.close_lowest(opened, means, target, key, scope))
+
+    def below(gates, scores, threshold):
+        return _below(*pool(gates, scores), threshold, sizes(gates))
+
+    return Closer(close, below)
+
+
+# n:m -----------------------------------------------------------------------------------------------------------------
+
+
+@jax.jit
+def _lowest_of_m(gate: jax.Array, score: jax.Array, closed: jax.Array, noise: jax.Array) -> jax.Array:
+    """Closes the lowest-scoring of each run of m inputs until `closed` are; noise: (in / m, m, out), for the ties."""
+    ranked = jnp.where(gate, score, -jnp.inf).reshape(noise.shape)  # what is closed already counts, and goes first
+    rank = jnp.argsort(jnp.lexsort((noise, ranked), axis=1), axis=1)
+    return gate & (rank >= closed).reshape(gate.shape)
+
+
+def _n_of_m(n: int, m: int) -> Closer:
+    """n:m, reached one by one: a target of t closes floor(t * m) of every m, and never more than m - n.
+
+    Every mask on the way is exact, m-1:m, m-2:m, ..., and never ahead of the schedule. The pattern leaves a kernel no
+    choice of how many, so the scope plays no part.
+    """
+
+    def close(gates, scores, target, key, scope="local"):
+        closed = min(m - n, int(target * m + 1e-9))
+        leaves, treedef = jax.tree.flatten(_blocks(gates))
+        if not closed:
+            return gates
+        values = treedef.flatten_up_to(_blocks(scores))
+        for l, (gate, score) in enumerate(zip(leaves, values, strict=True)):
+            shape = (gate.shape[0] // m, m, gate.shape[1])
+            noise = jax.random.uniform(jax.random.fold_in(key, l), shape)
+            leaves[l] = _lowest_of_m(gate, score, closed, noise)
+        return {**gates, **jax.tree.unflatten(treedef, leaves)}
+
+    def below(gates, scores, threshold):
+        covered = _blocks(gates)
+        return _below(covered, _blocks(scores), threshold, _ones(covered))
+
+    return Closer(close, below)

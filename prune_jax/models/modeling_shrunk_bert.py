@@ -1,0 +1,33 @@
+"""BERT whose layers differ in attention heads and feed-forward columns, for transformers with trust_remote_code=True.
+
+prune_jax.export --shrink copies this file beside the weights. A head stays hidden_size // num_attention_heads wide;
+layer_heads and layer_ffn of config.json count the heads and the columns that each layer has left, 0 and more.
+"""
+
+from torch import nn
+from transformers import BertForSequenceClassification, BertModel
+
+
+def _shrink(bert: BertModel) -> None:
+    config = bert.config
+    for layer, heads, columns in zip(bert.encoder.layer, config.layer_heads, config.layer_ffn, strict=True):
+        attention = layer.attention.self
+        attention.num_attention_heads = heads
+        attention.all_head_size = width = heads * attention.attention_head_size
+        for name in ("query", "key", "value"):
+            setattr(attention, name, nn.Linear(config.hidden_size, width))
+        layer.attention.output.dense = nn.Linear(width, config.hidden_size)
+        layer.intermediate.dense = nn.Linear(config.hidden_size, columns)
+        layer.output.dense = nn.Linear(columns, config.hidden_size)
+
+
+class ShrunkBertModel(BertModel):
+    def __init__(self, config, add_pooling_layer=True):
+        super().__init__(config, add_pooling_layer)
+        _shrink(self)
+
+
+class ShrunkBertForSequenceClassification(BertForSequenceClassification):
+    def __init__(self, config):
+        super().__init__(config)
+        _shrink(self.bert)

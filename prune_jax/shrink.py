@@ -1,0 +1,63 @@
+"""A pruned network made smaller: attention heads and feed-forward columns that nothing reads any more are cut out.
+
+A unit is gone when every weight that leads out of it, its rows of attention_output or ffn_output, is 0. What it
+computes is then multiplied by 0, whatever its own weights and biases are: a query or key bias decides only where a
+head looks, a value bias and activation(bias) of a column meet the zero rows. So the smaller network computes the same
+function, up to the order of float additions. What was closed at its inputs alone (a column that is now the constant
+activation(bias)) stays.
+"""
+
+import numpy as np
+
+Tree = dict
+
+
+def merge(params: Tree, gates: Tree) -> Tree:
+    """params with 0 where a gate is closed, as a new tree of NumPy arrays."""
+
+    def zero(own: Tree, gate: Tree) -> Tree:
+        return {
+            name: zero(leaf, gate.get(name, {}))
+            if isinstance(leaf, dict)
+            else np.where(gate[name], leaf, 0)
+            if name in gate
+            else np.asarray(leaf)
+            for name, leaf in own.items()
+        }
+
+    return zero(params, gates)
+
+
+def _dense(layer: Tree, name: str, columns: np.ndarray | None = None, rows: np.ndarray | None = None) -> Tree:
+    kernel, bias = layer[name]["kernel"], layer[name]["bias"]
+    if rows is not None:
+        return {"kernel": kernel[rows], "bias": bias}
+    return {"kernel": kernel[:, columns], "bias": bias[columns]}
+
+
+def shrink(params: Tree, depth: int) -> tuple[Tree, tuple[int, ...], tuple[int, ...]]:
+    """Cuts out the heads and the feed-forward columns of a Bert that no weight leads out of.
+
+    Args:
+      params: merged with the gates; each layer with kernels, if only of size 0.
+      depth: the width of a head.
+    Returns:
+      (params, heads of each layer, feed-forward columns of each layer). A layer that lost them all has kernels without
+      an element.
+    """
+    found, layer_heads, layer_ffn = dict(params), [], []
+    for i in range(sum(name.startswith("layer_") for name in params)):
+        layer = params[f"layer_{i}"]
+        leaving = layer["attention_output"]["kernel"].reshape(-1, depth, layer["attention_output"]["bias"].size)
+        heads = np.any(leaving, axis=(1, 2))
+        units, columns = np.repeat(heads, depth), np.any(layer["ffn_output"]["kernel"], axis=1)
+        found[f"layer_{i}"] = {
+            **layer,
+            **{name: _dense(layer, name, units) for name in ("query", "key", "value")},
+            "attention_output": _dense(layer, "attention_output", rows=units),
+            "ffn_hidden": _dense(layer, "ffn_hidden", columns),
+            "ffn_output": _dense(layer, "ffn_output", rows=columns),
+        }
+        layer_heads.append(int(heads.sum()))
+        layer_ffn.append(int(columns.sum()))
+    return found, tuple(layer_heads), tuple(layer_ffn)
