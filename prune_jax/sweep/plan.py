@@ -131,13 +131,15 @@ def _value(text: str, kind: type):
     return kind(text)
 
 
-def _values(key: str, text: str, kind: type) -> list:
+def _values(key: str, text: str, kind: type, flag: str, mistakes: list[str]) -> list:
     """The values of a flag; a tuple's stand in parentheses each, or are one tuple without any."""
-    parts = [text] if kind is tuple and "(" not in text else _split(text)
-    try:
-        return list(dict.fromkeys(_value(part, kind) for part in parts))
-    except (ValueError, KeyError):
-        raise UserError(f"config.{key} is {text!r}; allowed: {_KINDS[kind]}, or several with commas") from None
+    found = {}
+    for part in [text] if kind is tuple and "(" not in text else _split(text):
+        try:
+            found[_value(part, kind)] = None
+        except (ValueError, KeyError):
+            mistakes.append(f"config.{key} is {part!r}; allowed: {_KINDS[kind]}, or several with commas ({flag})")
+    return list(found)
 
 
 def _load(path: str | None):
@@ -167,22 +169,17 @@ def _grid(args, base, mistakes: list[str]) -> dict[str, list]:
         elif key in grid:
             mistakes.append(f"config.{key} is given twice ({flag})")
         else:
-            try:
-                grid[key] = _values(key, text, base[room].get_type(name))
-            except UserError as error:
-                mistakes.append(f"{error} ({flag})")
+            grid[key] = _values(key, text, base[room].get_type(name), flag, mistakes)
 
     for key, (_, long, _) in _FLAGS.items():
         if (text := getattr(args, key)) is not None:
             add(key, text, long)
-    window = any(
-        getattr(args, f"pruning.{name}") is not None for name in ("start_sparsity", "end_sparsity", "end_epoch")
-    )
+    linear = ("pruning.start_sparsity", "pruning.end_sparsity", "pruning.end_epoch")
     if args.sparsity_steps is not None:
         grid["pruning.schedule"] = ["step"]
         if args.sparsity_steps:
             add("pruning.sparsity_steps", args.sparsity_steps, "--sparsity-steps")
-    elif window and args.config:
+    elif args.config and any(getattr(args, key) is not None for key in linear):
         grid["pruning.schedule"] = ["linear"]
     if args.spt_explore == "layer":
         grid["spt.explore_per_layer"] = [True]
@@ -199,7 +196,7 @@ def _grid(args, base, mistakes: list[str]) -> dict[str, list]:
 
 
 def _belongs(key: str, method: str) -> bool:
-    """Whether a key matters to a method: a room with a method's name is that method's, pruning has no part in baseline."""
+    """Whether a key matters to a method: a room with a method's name is its own, and baseline prunes nothing."""
     room = key.split(".")[0]
     if room in REGISTRY:
         return room == method
@@ -216,7 +213,7 @@ def _with(base, overrides: dict):
 
 
 def _resolve(base, overrides: dict, mistakes: list[str]):
-    """(resolved config, notes), or None after adding every mistake of these values: each is put back to find the next."""
+    """(resolved config, notes), or None with every mistake added: each value is put back to find the next."""
     tried = dict(overrides)
     while True:
         try:
@@ -287,6 +284,7 @@ def make(argv: list[str]) -> tuple[argparse.Namespace, Plan]:
     except UserError as error:
         raise Mistakes([*mistakes, str(error)]) from None
     grid = _grid(args, base, mistakes)
+    grid = {key: values for key, values in grid.items() if values}  # the others are among the mistakes
     keys = [key for key in _OUTERMOST if key in grid] + [key for key in grid if key not in _OUTERMOST]
     keys.sort(key=lambda key: key == "pruning.method")  # innermost
     varying = [key for key in keys if len(grid[key]) > 1]
@@ -325,17 +323,17 @@ def make(argv: list[str]) -> tuple[argparse.Namespace, Plan]:
 
 def _describe(args, base, grid, runs, notes) -> list[str]:
     sizes = " x ".join(f"{len(values)} {key}" for key, values in grid.items() if len(values) > 1)
-    lines = [
-        f"sweep     {len(runs)} runs{f' ({sizes})' if sizes else ''} in {args.out}, from {args.config or 'configs/common.py'}"
-    ]
+    source = args.config or "configs/common.py"
+    lines = [f"sweep     {len(runs)} runs{f' ({sizes})' if sizes else ''} in {args.out}, from {source}"]
     shown = dict.fromkeys(
         (*_FLAGS, "pruning.schedule", "pruning.sparsity_steps", "data.source", "data.dir", *grid)
     )  # the familiar ones, and whatever was set
     for key in shown:
         room, name = key.split(".")
-        values = dict.fromkeys(
-            _text(run.config[room][name]) for run in runs if _belongs(key, run.config.pruning.method)
-        )
+        concerned = [run.config for run in runs if _belongs(key, run.config.pruning.method)]
+        if key == "pruning.sparsity_steps":
+            concerned = [config for config in concerned if config.pruning.schedule == "step"]
+        values = dict.fromkeys(_text(config[room][name]) for config in concerned)
         if values:
             lines.append(f"  {key:<24} {', '.join(values) or '-'}")
     if os.environ.get("BENCHMARK_EPOCHS"):

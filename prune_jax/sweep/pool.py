@@ -171,6 +171,5 @@ def _ended(job: Job, code: int, stopping: bool, view: View) -> None:
     reason = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
     if code == 0:
         reason = "exit code 0, but no summary.json of this run"
-    view.line(
-        "\n".join([f"[{job.run.name}] FAILED ({reason}); the end of {job.log}:", *(f"  {x}" for x in job.tail())])
-    )
+    tail = "".join(f"\n  {line}" for line in job.tail())
+    view.line(f"[{job.run.name}] FAILED ({reason}); the end of {job.log}:{tail}")
