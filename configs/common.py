@@ -72,4 +72,9 @@ def get_config() -> config_dict.ConfigDict:
     config.movement.tau = 0.1  # soft: a gate closes where sigmoid(score) is below
     config.movement.score_learning_rate = 1e-2  # soft
     config.movement.penalty = 1.0  # soft: weight of mean(sigmoid(score)) in the loss
+
+    config.report = config_dict.ConfigDict()
+    config.report.sinks = ("tensorboard",)  # any of tensorboard, wandb, mlflow: where the numbers go besides the files
+    config.report.project = "prune_jax"  # project of W&B, experiment of MLflow
+    config.report.mlflow_uri = ""  # of the tracking server; empty: $MLFLOW_TRACKING_URI or mlruns/ beside the workdir
     return config

@@ -9,6 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from prune_jax import compare
 from prune_jax.errors import UserError
 from prune_jax.sweep import launchers, plan, pool
 from prune_jax.sweep.view import View
@@ -49,6 +50,10 @@ def main(argv: list[str] | None = None) -> int:
     failed = [job for job in jobs if job.state == "failed"]
     for job in failed:
         print(f"failed    {job.run.name}: {(job.tail() or ['no output'])[-1]}", flush=True)
+    finished = [job.run.folder for job in jobs if job.state == "finished"]
+    if finished:
+        unfinished = {job.run.name: job.state for job in jobs if job.state != "finished"}
+        compare.write(finished, out, unfinished, title=f"Sweep {out.resolve().name}")
     if signal_number is not None:
         print("interrupted; the same command resumes what is unfinished and skips what is done", flush=True)
         return 128 + signal_number

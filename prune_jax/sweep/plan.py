@@ -195,14 +195,6 @@ def _grid(args, base, mistakes: list[str]) -> dict[str, list]:
     return grid
 
 
-def _belongs(key: str, method: str) -> bool:
-    """Whether a key matters to a method: a room with a method's name is its own, and baseline prunes nothing."""
-    room = key.split(".")[0]
-    if room in REGISTRY:
-        return room == method
-    return key == "pruning.method" or not (room == "pruning" and method == "baseline")
-
-
 def _with(base, overrides: dict):
     config = base.copy_and_resolve_references()
     with config.unlocked(), config.ignore_type():
@@ -292,10 +284,10 @@ def make(argv: list[str]) -> tuple[argparse.Namespace, Plan]:
     for values in itertools.product(*(grid[key] for key in keys)):
         overrides = dict(zip(keys, values, strict=True))
         method = overrides.get("pruning.method", base.pruning.method)
-        overrides = {key: value for key, value in overrides.items() if _belongs(key, method)}
+        overrides = {key: value for key, value in overrides.items() if config_lib.belongs(key, method)}
         if args.config is None:
             overrides = {"pruning.schedule": "linear", "pruning.end_sparsity": 0.99, **overrides}
-            overrides = {key: value for key, value in overrides.items() if _belongs(key, method)}
+            overrides = {key: value for key, value in overrides.items() if config_lib.belongs(key, method)}
         found = _resolve(base, overrides, mistakes)
         if found is not None:
             config, told = found
@@ -330,7 +322,7 @@ def _describe(args, base, grid, runs, notes) -> list[str]:
     )  # the familiar ones, and whatever was set
     for key in shown:
         room, name = key.split(".")
-        concerned = [run.config for run in runs if _belongs(key, run.config.pruning.method)]
+        concerned = [run.config for run in runs if config_lib.belongs(key, run.config.pruning.method)]
         if key == "pruning.sparsity_steps":
             concerned = [config for config in concerned if config.pruning.schedule == "step"]
         values = dict.fromkeys(_text(config[room][name]) for config in concerned)
