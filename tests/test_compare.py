@@ -187,7 +187,7 @@ def test_a_browser_shows_the_numbers_of_summary_csv(runs, tmp_path, width):
         "const s=document.querySelector('#metric0 svg'),b=s.getBoundingClientRect();"
         "s.dispatchEvent(new PointerEvent('pointermove',{clientX:b.right}));"
         "document.body.dataset.overflow=document.documentElement.scrollWidth-innerWidth;"
-            "document.body.dataset.width=innerWidth;"
+        "document.body.dataset.width=innerWidth;"
         "document.body.dataset.readout=document.querySelector('#metric0 .readout').textContent;"
         "document.querySelectorAll('#metric0 button')[1].click();"
         "document.body.dataset.lines=document.querySelectorAll('#metric0 polyline').length;},300)</script>"

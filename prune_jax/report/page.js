@@ -68,6 +68,10 @@ function chart(figure, {series, x, y, unit}) {
       }
       const line = one.points.map(p => `${px(p.x)},${py(p.y)}`).join(" ");
       element(svg, "polyline", {points: line, fill: "none", stroke: one.color, "stroke-width": 2, "stroke-dasharray": one.dash});
+      if (one.points.length === 1) {  // the dense level, to hold the others against
+        const level = py(one.points[0].y);
+        element(svg, "line", {x1: left, x2: width - right, y1: level, y2: level, stroke: one.color, "stroke-dasharray": "2 4"});
+      }
       for (const p of one.points) {
         const open = p.retrained === false ? "var(--card)" : one.color;
         element(svg, "circle", {cx: px(p.x), cy: py(p.y), r: 3.5, fill: open, stroke: one.color, "stroke-width": 1.5});

@@ -234,6 +234,8 @@ def _spread(axes, x, mean, std, style, label) -> None:
     color, dash = style
     pattern = "-" if dash == "none" else (0, tuple(int(part) for part in dash.split()))
     axes.plot(x, mean, color=color, linestyle=pattern, marker="o", label=label)
+    if len(x) == 1:  # the dense level, to hold the others against
+        axes.axhline(mean[0], color=color, linestyle=":", linewidth=1.2)
     if any(std):
         low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
         axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)

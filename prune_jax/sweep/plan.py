@@ -33,6 +33,7 @@ _FLAGS = {  # key of the config: (short, long, what it is)
     "data.max_len": ("-ml", "--max-len", "tokens (128)"),
     "train.seed": (None, "--seeds", "a run for each (0)"),
 }
+_WINDOW = {"pruning.schedule": "linear", "pruning.end_sparsity": 0.99}  # without a config file
 _OUTERMOST = ("train.seed", "data.task", "model.size")  # an early look finds every method with the first seed
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "values in parentheses"}
 
@@ -146,9 +147,7 @@ def _load(path: str | None):
     if path is None:
         from configs import common
 
-        config = common.get_config()
-        config.pruning.schedule, config.pruning.end_sparsity = "linear", 0.99
-        return config
+        return common.get_config()
     try:
         config = runpy.run_path(path)["get_config"]()
         config.keys()
@@ -284,10 +283,9 @@ def make(argv: list[str]) -> tuple[argparse.Namespace, Plan]:
     for values in itertools.product(*(grid[key] for key in keys)):
         overrides = dict(zip(keys, values, strict=True))
         method = overrides.get("pruning.method", base.pruning.method)
-        overrides = {key: value for key, value in overrides.items() if config_lib.belongs(key, method)}
         if args.config is None:
-            overrides = {"pruning.schedule": "linear", "pruning.end_sparsity": 0.99, **overrides}
-            overrides = {key: value for key, value in overrides.items() if config_lib.belongs(key, method)}
+            overrides = _WINDOW | overrides
+        overrides = {key: value for key, value in overrides.items() if config_lib.belongs(key, method)}
         found = _resolve(base, overrides, mistakes)
         if found is not None:
             config, told = found
