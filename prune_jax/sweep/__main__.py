@@ -16,16 +16,17 @@ from prune_jax.sweep.view import View
 
 
 def _launcher(args, runs: int) -> launchers.Launcher:
+    out = Path(args.out)
     asked = int(args.max_parallel_jobs) if args.max_parallel_jobs else None
     if args.launcher == "processes":
         own = len(launchers.gpus()) or len(launchers.cores())
-        return launchers.Processes(max(1, min(runs, asked or (own if args.parallel else 1))))
+        return launchers.Processes(max(1, min(runs, asked or (own if args.parallel else 1))), out / "compiled")
     parameters = {}
     for text in args.slurm:
         key, _, value = text.partition("=")
         parameters[key] = int(value) if value.isdecimal() else value
     cluster = args.launcher.removeprefix("submitit-")
-    return launchers.Submitit(Path(args.out), cluster, max(1, runs), asked, parameters)
+    return launchers.Submitit(out, cluster, max(1, runs), asked, parameters)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,7 +54,11 @@ def main(argv: list[str] | None = None) -> int:
     finished = [job.run.folder for job in jobs if job.state == "finished"]
     if finished:
         unfinished = {job.run.name: job.state for job in jobs if job.state != "finished"}
-        compare.write(finished, out, unfinished, title=f"Sweep {out.resolve().name}")
+        try:
+            compare.write(finished, out, unfinished, title=f"Sweep {out.resolve().name}")
+        except UserError as error:
+            print(f"sweep: the runs are in order, but their comparison failed: {error}", file=sys.stderr, flush=True)
+            return 1
     if signal_number is not None:
         print("interrupted; the same command resumes what is unfinished and skips what is done", flush=True)
         return 128 + signal_number
@@ -61,4 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # before or after the runs, which answer it themselves
+        sys.exit(130)

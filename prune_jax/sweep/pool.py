@@ -62,11 +62,11 @@ def is_finished(run: Run) -> bool:
 
 @contextlib.contextmanager
 def _signals():
-    """Yields a list that receives every SIGINT and SIGTERM."""
+    """Yields a list that receives every SIGINT, SIGTERM and SIGHUP (the terminal is gone)."""
     received: list[int] = []
     previous = {
         number: signal.signal(number, lambda number, _: received.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     }
     try:
         yield received
