@@ -21,7 +21,7 @@ from prune_jax.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 _LARGEST = 5_000_000  # bytes of a file that is still source
 _SKIPPED_FOLDERS = {"__pycache__", "checkpoints", "tensorboard", "tokenizer", "mlruns", "wandb", "node_modules",
-                    "slurm", "compiled", "snapshots", "build", "dist"}  # fmt: skip
+                    "slurm", "snapshots", "build", "dist"}  # fmt: skip
 _HIDDEN_SOURCES = {".ci", ".github", ".gitignore", ".gitattributes", ".pre-commit-config.yaml"}
 _DATA = {".zip", ".gz", ".tsv", ".npz", ".npy", ".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5", ".parquet",
          ".arrow", ".pyc", ".so"}  # fmt: skip

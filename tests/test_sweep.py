@@ -152,22 +152,22 @@ def test_dry_run_and_help(tmp_path):
 # Cores and GPUs ------------------------------------------------------------------------------------------------------
 
 
-def test_cores_and_gpus_are_divided(monkeypatch, tmp_path):
+def test_cores_and_gpus_are_divided(monkeypatch):
     monkeypatch.setattr(launchers, "cores", lambda: [0, 1, 2, 5, 7])
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-ab")
-    two = launchers.Processes(2, tmp_path)
+    two = launchers.Processes(2)
     assert [two._share(slot) for slot in range(2)] == [[0, 1], [2, 5, 7]]
     assert [two._environ(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["3", "GPU-ab"]
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in two._environ(0)
-    many = launchers.Processes(7, tmp_path)
+    many = launchers.Processes(7)
     shares = [many._share(slot) for slot in range(7)]  # fewer cores than jobs: none goes without, none lies idle
     assert all(shares) and {core for share in shares for core in share} == {0, 1, 2, 5, 7}
     assert many._environ(2)["CUDA_VISIBLE_DEVICES"] == "3"
     assert many._environ(0)["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.23"  # up to four on a GPU
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert launchers.gpus() == []
-    alone = launchers.Processes(1, tmp_path)._environ(0)
+    alone = launchers.Processes(1)._environ(0)
     assert "CUDA_VISIBLE_DEVICES" in alone  # one job at a time: all devices, as given
 
 
@@ -177,7 +177,7 @@ def test_jax_uses_the_cores_that_it_was_given(tmp_path):
         "f(x).block_until_ready(); [f(x).block_until_ready() for _ in range(5)];"
         "print({tuple(os.sched_getaffinity(int(t))) for t in os.listdir('/proc/self/task')})"
     )
-    launcher = launchers.Processes(2, tmp_path)
+    launcher = launchers.Processes(2)
     logs = [tmp_path / "a", tmp_path / "b"]
     handles = launcher.start([[sys.executable, "-c", code]] * 2, logs)
     while any(handle.poll() is None for handle in handles):

@@ -16,17 +16,16 @@ from prune_jax.sweep.view import View
 
 
 def _launcher(args, runs: int) -> launchers.Launcher:
-    out = Path(args.out)
     asked = int(args.max_parallel_jobs) if args.max_parallel_jobs else None
     if args.launcher == "processes":
         own = len(launchers.gpus()) or len(launchers.cores())
-        return launchers.Processes(max(1, min(runs, asked or (own if args.parallel else 1))), out / "compiled")
+        return launchers.Processes(max(1, min(runs, asked or (own if args.parallel else 1))))
     parameters = {}
     for text in args.slurm:
         key, _, value = text.partition("=")
         parameters[key] = int(value) if value.isdecimal() else value
     cluster = args.launcher.removeprefix("submitit-")
-    return launchers.Submitit(out, cluster, max(1, runs), asked, parameters)
+    return launchers.Submitit(Path(args.out), cluster, max(1, runs), asked, parameters)
 
 
 def main(argv: list[str] | None = None) -> int:

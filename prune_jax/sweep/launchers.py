@@ -74,19 +74,14 @@ class _Process:
 class Processes:
     """Processes of this machine in `capacity` slots; each owns a share of the cores and, where there are any, a GPU."""
 
-    def __init__(self, capacity: int, compiled: Path):
-        """compiled: a folder where what one job has compiled is found by the next, another seed of it say."""
-        self.capacity, self._compiled = capacity, compiled
+    def __init__(self, capacity: int):
+        self.capacity = capacity
         self._devices = gpus() if capacity > 1 else []
         self._cores = cores()
         self._slots: list[_Process | None] = [None] * capacity
 
     def _environ(self, slot: int) -> dict[str, str]:
         environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        if "JAX_COMPILATION_CACHE_DIR" not in environ:
-            environ["JAX_COMPILATION_CACHE_DIR"] = str(self._compiled.resolve())
-            # With a limit (bytes) JAX locks the folder; without one, two jobs may write an entry at the same time.
-            environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2 * 10**9)
         if self._devices:
             environ["CUDA_VISIBLE_DEVICES"] = self._devices[slot % len(self._devices)]
             sharing = -(-self.capacity // len(self._devices))
