@@ -1,6 +1,7 @@
 """Several runs as one result: hand-computed numbers, what is left out, and the page in a real browser."""
 
 import csv
+import html
 import html.parser
 import json
 import math
@@ -192,15 +193,21 @@ def test_a_browser_shows_the_numbers_of_summary_csv(runs, tmp_path, width):
         "document.querySelectorAll('#metric0 button')[1].click();"
         "document.body.dataset.lines=document.querySelectorAll('#metric0 polyline').length;},300)</script>"
     )
-    shown = out / "probed.html"
-    shown.write_text((out / "report.html").read_text().replace("</head>", probe + "</head>"))
+    inner = (out / "report.html").read_text().replace("</head>", probe + "</head>")
+    # In a frame: no window of Chromium is as narrow as a phone.
+    shown = out / "framed.html"
+    shown.write_text(
+        f'<body><iframe style="width:{width}px;height:900px;border:0" srcdoc="{html.escape(inner)}"></iframe>'
+        "<script>setTimeout(()=>{document.body.textContent="
+        "document.querySelector('iframe').contentDocument.documentElement.outerHTML},1500)</script></body>"
+    )
     command = [
         BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
         "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
-        f"--window-size={width},900", "--virtual-time-budget=3000", "--dump-dom", shown.as_uri(),
+        "--window-size=1500,1000", "--virtual-time-budget=3000", "--dump-dom", shown.as_uri(),
     ]  # fmt: skip
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    body = re.search(r"<body[^>]*>", dom)[0]
+    dom = html.unescape(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
+    body = re.search(r"<body data[^>]*>", dom)[0]
     assert "data-error" not in body and f'data-width="{width}"' in body
     assert int(re.search(r'data-overflow="(-?\d+)"', body)[1]) <= 0  # nothing runs out of the window's side
     rows = list(csv.DictReader((out / "summary.csv").read_text().splitlines()))
@@ -216,6 +223,13 @@ def test_a_browser_shows_the_numbers_of_summary_csv(runs, tmp_path, width):
     assert readout.startswith("75%") and f"spt {float(last['mean']):.4f} ± {float(last['std']):.4f}" in readout
     assert 'data-lines="2"' in body  # spt's line was switched off
     assert dom.count("<rect") == 4 * 2  # the heat map of the first pruned run: epochs x layers
+
+
+def test_a_large_study_makes_no_large_page(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "_HEAT_CELLS", 30)  # a pruned run has 4 rows of epoch and 2 layers, the dense one 1 row
+    compare.write(runs, tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "of the first 2 of 4 pruned runs" in text and '"name":"s1"' in text and '"name":"s2"' not in text
 
 
 def test_styles_tell_many_lines_apart():

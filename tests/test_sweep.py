@@ -368,8 +368,8 @@ def test_a_run_is_known_by_its_config(sweep):
     code, said = sweep.run("--seeds", "0", "-f", "0.99,0.5")
     assert code == 0 and "[results_spt_single_seed0] is done already" in said
     assert sorted(path.name for path in sweep.out.glob("results_*")) == [
+        "results_spt_single_end_sparsity=0.5_seed0",
         "results_spt_single_seed0",
-        "results_spt_single_seed0_end_sparsity=0.5",
     ]
     # A folder that holds another run is archived, not overwritten.
     (sweep.folder(0) / "config.json").write_text(

@@ -12,6 +12,7 @@ from prune_jax.report import study
 
 # Okabe and Ito's palette in an order that keeps neighbours apart on a light and on a dark ground.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a8a8a")
+_HEAT_CELLS = 300_000  # layers x epochs of all heat maps, 8 bytes each: the page stays below 5 MB
 _FOLDER = Path(__file__).parent
 
 
@@ -138,9 +139,10 @@ def _data(results, panels, looks) -> dict:
             ]
             y = panel.metric if name == "metric" else "evaluation loss"
             charts.append({"id": f"{name}{i}", "series": series, "x": axis, "y": y, "unit": unit})
-    layers = []
+    layers, room = [], _HEAT_CELLS
     for result in results:
-        if result.layers and any(value for row in result.layers for key, value in row.items() if key != "epoch"):
+        room -= sum(len(row) for row in result.layers)
+        if room > 0 and study.pruned(result):
             names = [key for key in result.layers[0] if key != "epoch"]
             values = [[round(row[name] or 0, 5) for row in result.layers] for name in names]
             epochs = [row["epoch"] for row in result.layers]
@@ -173,9 +175,11 @@ def render(
         ]
     if data["layers"]:
         parts.append("<h2>Sparsity by layer</h2>")
-        parts.append(
-            '<figure id="layers"><figcaption>Closed share of each kernel after each epoch</figcaption></figure>'
-        )
+        pruned = sum(study.pruned(result) for result in results)
+        caption = "Closed share of each kernel after each epoch"
+        if len(data["layers"]) < pruned:
+            caption += f" (of the first {len(data['layers'])} of {pruned} pruned runs: the page stays small)"
+        parts.append(f'<figure id="layers"><figcaption>{caption}</figcaption></figure>')
     if results:
         parts += ["<h2>What differs between the runs</h2>", _differences(results)]
         parts += ["<details><summary>What they have in common</summary>", _common(results), "</details>"]

@@ -157,6 +157,11 @@ def differences(results: Sequence[Result]) -> list[str]:
     return found
 
 
+def pruned(result: Result) -> bool:
+    """Whether the run closed any gate, layer by layer as layers.csv tells."""
+    return any(value for row in result.layers for key, value in row.items() if key != "epoch")
+
+
 def _label(result: Result, differing: list[str]) -> str:
     shown = [key for key in differing if key not in _NOT_A_VARIANT and not key.startswith("report.")]
     parts = [f"{k.split('.')[1]}={result.config.get(k)}" for k in shown if config_lib.belongs(k, result.method)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from prune_jax.errors import UserError
+from prune_jax.sweep.plan import ROOT
 
 
 class Handle(Protocol):
@@ -163,6 +164,8 @@ class Submitit:
 
     def start(self, commands, logs):
         here = os.getcwd()
+        # A job inherits the environment, and what it unpickles is of this package, wherever the sweep was started.
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         work = [_Work(command, str(log.resolve()), here) for command, log in zip(commands, logs, strict=True)]
         with self._executor.batch():
             jobs = [self._executor.submit(one) for one in work]

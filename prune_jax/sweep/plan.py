@@ -228,7 +228,8 @@ def _text(value) -> str:
 def _name(overrides: dict, config, varying: list[str]) -> str:
     shown = {"train.seed": "seed{}", "data.task": "{}", "model.size": "{}"}
     parts = [config.pruning.method]
-    for key in dict.fromkeys(("data.task", *varying, "train.seed")):
+    between = [key for key in varying if key not in ("data.task", "train.seed")]
+    for key in ("data.task", *between, "train.seed"):
         if key != "pruning.method" and (key in overrides or key in shown):
             value = overrides.get(key, config[key.split(".")[0]][key.split(".")[1]])
             parts.append(shown.get(key, key.split(".")[1] + "={}").format(_text(value)))
