@@ -47,19 +47,24 @@ def _plain(obj):
     return str(obj)
 
 
-def write_json(path, obj) -> None:
-    """Writes `obj` to `path` as JSON, whole or not at all. Non-finite floats become null, tuples and arrays lists."""
+def write_text(path, text: str) -> None:
+    """Writes `text` to `path` in UTF-8, whole or not at all."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n")
+        with open(partial, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_json(path, obj) -> None:
+    """Writes `obj` to `path` as JSON, whole or not at all. Non-finite floats become null, tuples and arrays lists."""
+    write_text(path, json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path):

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from prune_jax import workdir as workdir_lib
 from prune_jax.errors import UserError
 from prune_jax.report.sinks import SINKS, Sink
 
@@ -41,16 +42,8 @@ class _Table:
             self.kept = [row for row in _read(path) if int(row["epoch"]) <= resume_epoch]
         if self.kept:
             self._header = list(self.kept[0])
-        self._replace("".join(_line(row) for row in (self._header, *(row.values() for row in self.kept)) if row))
+        workdir_lib.write_text(path, "".join(_line(r) for r in (self._header, *(r.values() for r in self.kept)) if r))
         self._file = open(path, "a", encoding="utf-8", newline="")  # noqa: SIM115 (open until close)
-
-    def _replace(self, text: str) -> None:
-        partial = self._path.with_name(f".{self._path.name}.partial")
-        with open(partial, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self._path)
 
     def write(self, row: dict) -> None:
         text = ""

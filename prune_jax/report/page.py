@@ -3,11 +3,11 @@
 import html
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from prune_jax import workdir as workdir_lib
 from prune_jax.report import study
 
 # Okabe and Ito's palette in an order that keeps neighbours apart on a light and on a dark ground.
@@ -201,7 +201,5 @@ def render(
 def write(folder, *args, **kwargs) -> Path:
     """Writes folder/report.html, whole or not at all; the rest as for render."""
     path = Path(folder) / "report.html"
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(render(*args, **kwargs), encoding="utf-8")
-    os.replace(partial, path)
+    workdir_lib.write_text(path, render(*args, **kwargs))
     return path

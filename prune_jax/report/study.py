@@ -8,8 +8,8 @@ that differ besides in the sparsity they end at are of that line too, and give e
 
 import contextlib
 import csv
+import io
 import math
-import os
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -241,11 +241,10 @@ def table(found: Sequence[Panel], bold: bool) -> list[str]:
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([header, *(["" if value is None else value for value in row] for row in rows)])
-    os.replace(partial, path)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([header, *(["" if value is None else value for value in row] for row in rows)])
+    workdir_lib.write_text(path, text.getvalue())
 
 
 def write_summary(folder, found: Sequence[Panel]) -> Path:
