@@ -20,17 +20,19 @@ def resolved(config):
     return config_lib.resolve(config, {})[0]
 
 
+def with_sinks(config, value):
+    with config.report.ignore_type():
+        config.report.sinks = value
+    return config
+
+
 def test_choices_and_forms(small_config):
     assert resolved(small_config).report.sinks == ("tensorboard",)
-    with small_config.report.ignore_type():
-        small_config.report.sinks = "tensorboard"
-    assert resolved(small_config).report.sinks == ("tensorboard",)
-    small_config.report.sinks = ()
-    assert resolved(small_config).report.sinks == ()
+    for given, wanted in [("tensorboard", ("tensorboard",)), ((), ())]:
+        assert resolved(with_sinks(small_config, given)).report.sinks == wanted
     for value, says in [(("paper",), "any of tensorboard, wandb, mlflow"), ((1,), "text only")]:
-        small_config.report.sinks = value
         with pytest.raises(UserError, match=f"config.report.sinks is .*{says}"):
-            resolved(small_config)
+            resolved(with_sinks(small_config, value))
 
 
 def test_a_package_that_is_missing_is_named_before_the_run(small_config, tmp_path, monkeypatch):
