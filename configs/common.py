@@ -106,4 +106,9 @@ def get_config() -> config_dict.ConfigDict:
     config.sws.gammas_learning_rate = 3e-3  # of the log-precisions
     config.sws.rhos_learning_rate = 3e-3  # of the log-proportions
     config.sws.merge_kl = 1e-10  # nats; components nearer than this become one at the end
+
+    config.report = config_dict.ConfigDict()
+    config.report.sinks = ("tensorboard",)  # any of tensorboard, wandb, mlflow: where the numbers go besides the files
+    config.report.project = "prune_jax"  # project of W&B, experiment of MLflow
+    config.report.mlflow_uri = ""  # of the tracking server; empty: $MLFLOW_TRACKING_URI or mlruns/ beside the workdir
     return config

@@ -176,12 +176,13 @@ def _default_config() -> config_dict.ConfigDict:
     return common.get_config()
 
 
-def _leaves(config: config_dict.ConfigDict, prefix: str = "") -> dict[str, Any]:
+def leaves(config: config_dict.ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
+    """{"train.epochs": 25, ...}: the config flat, under dotted keys."""
     found = {}
     for key in config:
         value = config[key]
         name = f"{prefix}{key}"
-        found |= _leaves(value, name + ".") if isinstance(value, config_dict.ConfigDict) else {name: value}
+        found |= leaves(value, name + ".") if isinstance(value, config_dict.ConfigDict | dict) else {name: value}
     return found
 
 
@@ -196,9 +197,17 @@ def _set(config, key: str, value) -> None:
         config[room][name] = value
 
 
+def belongs(key: str, method: str) -> bool:
+    """Whether a key matters to a method: a room with a method's name is its own, and baseline prunes nothing."""
+    room = key.split(".")[0]
+    if room in REGISTRY:
+        return room == method
+    return key == "pruning.method" or not (room == "pruning" and method == "baseline")
+
+
 def unknown_key_message(key: str, config: config_dict.ConfigDict) -> str:
     """What to say of a key (dotted, without "config.") that config has not: it names the nearest that it has."""
-    known = [*_leaves(config), *config]
+    known = [*leaves(config), *config]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
     last = key.rsplit(".", 1)[-1]
     same_name = [name for name in known if name.rsplit(".", 1)[-1] == last]
@@ -212,11 +221,11 @@ def _fail(key: str, value, allowed: str) -> UserError:
 
 def _check_types(config, defaults) -> None:
     """Raises UserError for unknown or missing keys and for values of another type than the default's."""
-    known, types = _leaves(defaults), {}
+    known, types = leaves(defaults), {}
     for room in defaults:
         for name in defaults[room]:
             types[f"{room}.{name}"] = defaults[room].get_type(name)
-    given = _leaves(config)
+    given = leaves(config)
     for key in given:
         if key in defaults:
             raise _fail(key, given[key], f"its keys, such as config.{key}.{next(iter(defaults[key]))}")
@@ -235,13 +244,20 @@ def _check_types(config, defaults) -> None:
         if wanted is tuple and isinstance(value, list):
             value = tuple(value)
             _set(config, key, value)
+        texts = wanted is tuple and known[key] and isinstance(known[key][0], str)
+        if texts and isinstance(value, str):
+            value = tuple(part.strip() for part in value.split(",") if part.strip())
+            _set(config, key, value)
         if wanted is tuple and isinstance(value, int | float) and not isinstance(value, bool):
             value = (value,)
             _set(config, key, value)
         if type(value) is not wanted:
             raise _fail(key, value, f"a value of type {wanted.__name__}, not {type(value).__name__}")
         numbers = value if wanted is tuple else (value,)
-        if wanted in (float, tuple):
+        if texts:
+            if not all(isinstance(text, str) for text in value):
+                raise _fail(key, value, "text only")
+        elif wanted in (float, tuple):
             for number in numbers:
                 if isinstance(number, bool) or not isinstance(number, int | float):
                     raise _fail(key, value, "numbers only")
@@ -295,6 +311,12 @@ def _check_values(config) -> None:
             )
         if not Path(data.dir).is_dir():
             raise UserError(f"config.data.dir is {data.dir!r}; there is no such folder ({Path(data.dir).resolve()})")
+    from prune_jax.report import sinks
+
+    for name in config.report.sinks:
+        if name not in sinks.SINKS:
+            raise _fail("report.sinks", config.report.sinks, f"any of {', '.join(sinks.SINKS)}")
+    sinks.check_installed(config.report.sinks)
 
 
 def _check_sparsities(config) -> None:

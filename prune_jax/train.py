@@ -140,7 +140,8 @@ class _Loop:
                 params, gates = jax.device_put(network, replicated)
                 self.state = self.state.replace(params=params, gates=gates)
                 console.log(note)
-        self.writer = report.MetricsWriter(workdir, resume_epoch=self.progress["epoch"] if resuming else None)
+        resume_epoch = self.progress["epoch"] if resuming else None
+        self.writer = report.MetricsWriter(workdir, resume_epoch, config, config.report.sinks)
 
         self.train_step = jax.jit(state_lib.make_train_step(model, self.method, optimizer), donate_argnums=0)
         self.eval_step = jax.jit(state_lib.make_eval_step(model))
@@ -235,7 +236,9 @@ class _Loop:
         target = self.schedule(progress["epoch"] + 1)
         own, columns, lines = self.method.end_epoch(self.state.gates, self.state.method["state"])
         self.state = self.state.replace(method={**self.state.method, "state": own})
-        before = self.evaluate(self.state.params, self.state.gates)["eval_metric"] if target > self.sparsity else None
+        sparsity_before, before = self.sparsity, None
+        if target > self.sparsity:
+            before = self.evaluate(self.state.params, self.state.gates)["eval_metric"]
         self.prune(target, end_of_epoch=True)
         found = self.evaluate(self.state.params, self.state.gates)
         if before is None:
@@ -249,6 +252,7 @@ class _Loop:
             "target_sparsity": target,
             "seconds": progress["epoch_seconds"] + time.perf_counter() - start,
             "metric_before_pruning": before,
+            "sparsity_before_pruning": sparsity_before,
             **columns,
         }
         metric = row["eval_metric"]
@@ -260,6 +264,7 @@ class _Loop:
         progress |= {"epoch": row["epoch"], "batch": 0, "loss_sum": 0.0, "epoch_seconds": 0.0, "final": row}
         progress["seconds"] += row["seconds"]
         self.writer.write(row)
+        self.writer.write_layers(row["epoch"], gates_lib.layer_sparsity(self.state.gates))
         self.save()
         if better:
             self.checkpoints.save_best(row["step"], self.state, progress)
@@ -302,6 +307,8 @@ class _Loop:
             summary = _summary(self.config, self.dataset, self.state, self.progress) | self.finish_run()
             report.draw(self.workdir, summary)
             self.checkpoints.wait()
+            for problem in self.writer.close():
+                self.console.log(f"note      {problem}")
             workdir_lib.write_json(self.workdir / "summary.json", summary)  # last: it marks the run as finished
         return summary
 

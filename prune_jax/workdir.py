@@ -63,9 +63,14 @@ def write_bytes(path, data: bytes) -> None:
         raise
 
 
+def write_text(path, text: str) -> None:
+    """Writes `text` to `path` in UTF-8, whole or not at all."""
+    write_bytes(path, text.encode())
+
+
 def write_json(path, obj) -> None:
     """Writes `obj` to `path` as JSON, whole or not at all. Non-finite floats become null, tuples and arrays lists."""
-    write_bytes(path, (json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n").encode())
+    write_text(path, json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path):

@@ -193,14 +193,14 @@ def test_a_mistake_is_named(changes, says):
 
 
 def test_every_choice_and_range_is_of_a_key_that_exists():
-    known = config_lib._leaves(common.get_config())
+    known = config_lib.leaves(common.get_config())
     assert set(config_lib._CHOICES) | set(config_lib._RANGES) | set(config_lib._FOLLOWS_SIZE) <= set(known)
 
 
 def test_all_numbers_are_checked():
     """A number without a range would let any value through; pruning's are checked by _check_sparsities."""
     config = common.get_config()
-    kinds = {key: config[key.split(".")[0]].get_type(key.split(".")[1]) for key in config_lib._leaves(config)}
+    kinds = {key: config[key.split(".")[0]].get_type(key.split(".")[1]) for key in config_lib.leaves(config)}
     numbers = {key for key, kind in kinds.items() if kind in (int, float)}
     assert numbers - set(config_lib._RANGES) == {"pruning.start_sparsity", "pruning.end_sparsity"}
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 
 import jax
 import numpy as np
@@ -61,6 +62,13 @@ def test_a_run_leaves_its_files_and_meets_every_target(method, small_config, tmp
     assert saved["method"] == method and saved["task"] == "single" and saved["metric_name"] == "accuracy"
     assert saved["final_metric"] == rows[-1]["eval_metric"] and saved["steps"] == 40 and saved["epochs"] == 4
     assert saved["versions"]["jax"] == jax.__version__
+    layers = report.read_layers(folder)
+    assert [row.pop("epoch") for row in layers] == [1, 2, 3, 4] and layers[-1] == saved["layer_sparsity"]
+    before = [row["sparsity_before_pruning"] for row in rows]
+    if method == "movement":  # prunes inside its epochs too
+        assert before[0] == 0 and all(a <= b <= c for (a, c), b in zip(pairwise([0, *targets]), before, strict=True))
+    else:
+        assert before == [0, *(row["sparsity"] for row in rows[:-1])]
     best = max(rows, key=lambda row: (row["sparsity"], row["eval_metric"]))
     assert (saved["best_metric"], saved["best_epoch"]) == (best["eval_metric"], best["epoch"])
     names = {"config.json", "provenance.json", "run.log", "checkpoints", "plots", "tensorboard", "tokenizer"}
@@ -160,6 +168,7 @@ def test_a_stopped_run_resumes_to_the_numbers_of_an_undisturbed_one(
             workdir.release(tmp_path / "parts")
             train.train_and_evaluate(small_config, tmp_path / "parts")
     assert numbers(tmp_path / "whole") == numbers(tmp_path / "parts")
+    assert report.read_layers(tmp_path / "whole") == report.read_layers(tmp_path / "parts")
     for kind in ("last", "best"):
         assert_same_trees(saved_state(tmp_path / "whole", kind), saved_state(tmp_path / "parts", kind))
     assert not list(tmp_path.glob("*.zip"))

@@ -1,13 +1,16 @@
-"""metrics.csv, one row an epoch, and the same numbers as TensorBoard events."""
+"""metrics.csv and layers.csv, one row an epoch, and the same numbers to the sinks."""
 
 import concurrent.futures
 import csv
 import io
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+from prune_jax import workdir as workdir_lib
 from prune_jax.errors import UserError
+from prune_jax.report.sinks import SINKS, Sink
 
 _FIRST = ("epoch", "step", "train_loss", "eval_loss", "eval_metric", "sparsity", "target_sparsity", "seconds")
 _INTEGERS = ("epoch", "step")
@@ -27,42 +30,74 @@ def _line(cells) -> str:
     return buffer.getvalue()
 
 
-class MetricsWriter:
-    """Writes a run's metrics.csv and tensorboard/. The first row fixes the columns.
+class _Table:
+    """A CSV file of one row an epoch, appended to. The first row fixes the columns."""
 
-    TensorBoard works in a thread of its own: its library takes a second or two to import, and no step waits for it.
+    def __init__(self, path: Path, first: tuple[str, ...], resume_epoch: int | None):
+        """first: columns that come before the others. resume_epoch: keep the rows up to it; None: start anew."""
+        self._path, self._first = path, first
+        self._header: list[str] | None = None
+        self.kept = []
+        if resume_epoch is not None and path.exists():
+            self.kept = [row for row in _read(path) if int(row["epoch"]) <= resume_epoch]
+        if self.kept:
+            self._header = list(self.kept[0])
+        workdir_lib.write_text(path, "".join(_line(r) for r in (self._header, *(r.values() for r in self.kept)) if r))
+        self._file = open(path, "a", encoding="utf-8", newline="")  # noqa: SIM115 (open until close)
+
+    def write(self, row: dict) -> None:
+        text = ""
+        if self._header is None:
+            self._header = [*(n for n in self._first if n in row), *(n for n in row if n not in self._first)]
+            text = _line(self._header)
+        unknown = [name for name in row if name not in self._header]
+        if unknown:
+            raise ValueError(f"{self._path.name} has no column {', '.join(unknown)}; it has {', '.join(self._header)}")
+        self._file.write(text + _line(_cell(row.get(name)) for name in self._header))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class MetricsWriter:
+    """Writes a run's metrics.csv and layers.csv, and sends the same numbers to the sinks.
+
+    The sinks work in a thread of their own: their libraries take seconds to import, and no step waits for them. One
+    that fails does not end the run: what it misses is in metrics.csv, and close tells of it.
     """
 
-    def __init__(self, workdir, resume_epoch: int | None = None):
-        """Starts the file anew, or, with resume_epoch, drops the rows of later epochs and goes on behind the rest."""
-        self._path = Path(workdir) / "metrics.csv"
-        self._header: list[str] | None = None
-        purge_step = None
-        kept = self._keep(resume_epoch) if resume_epoch is not None and self._path.exists() else []
-        if kept:
-            self._header = list(kept[0])
-            purge_step = int(kept[-1]["step"]) + 1
-        self._replace("".join(_line(cells) for cells in (self._header or [], *(row.values() for row in kept)) if cells))
-        self._file = open(self._path, "a", encoding="utf-8", newline="")  # noqa: SIM115 (open until close)
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tensorboard")
-        self._events = None
-        self._opening = self._thread.submit(self._open_events, str(Path(workdir) / "tensorboard"), purge_step)
+    def __init__(self, workdir, resume_epoch: int | None = None, config=None, sinks: Sequence[str] = ("tensorboard",)):
+        """Starts the files anew, or, with resume_epoch, drops the rows of later epochs and goes on behind the rest.
 
-    def _open_events(self, folder, purge_step):
-        from tensorboardX import SummaryWriter
+        config: the resolved one, which some sinks keep with the numbers.
+        """
+        workdir = Path(workdir)
+        self._metrics = _Table(workdir / "metrics.csv", _FIRST, resume_epoch)
+        self._layers = _Table(workdir / "layers.csv", ("epoch",), resume_epoch)
+        purge_step = int(self._metrics.kept[-1]["step"]) + 1 if self._metrics.kept else None
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="sinks")
+        self._open: dict[str, Sink] = {}
+        self._problems: dict[str, str] = {}  # sink: the first thing that went wrong
+        for name in sinks:
+            self._thread.submit(self._start, name, workdir, config, purge_step)
 
-        self._events = SummaryWriter(folder, purge_step=purge_step)
+    def _start(self, name, workdir, config, purge_step):
+        try:
+            self._open[name] = SINKS[name](workdir, config, purge_step)
+        except Exception as error:  # no network, no login, no such server: each library has its own exceptions
+            self._fail(name, error)
 
-    def _keep(self, epoch: int) -> list[dict[str, str]]:
-        return [row for row in _read(self._path) if int(row["epoch"]) <= epoch]
+    def _fail(self, name, error):
+        self._problems.setdefault(name, f"{name} did not take the numbers: {error or type(error).__name__}")
 
-    def _replace(self, text: str) -> None:
-        partial = self._path.with_name(".metrics.csv.partial")
-        with open(partial, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self._path)
+    def _send(self, step, values):
+        for name, sink in self._open.items():
+            try:
+                sink.scalars(step, values)
+            except Exception as error:
+                self._fail(name, error)
 
     def write(self, row: dict) -> None:
         """Appends one epoch's row, on disk when it returns. None is an empty cell.
@@ -70,34 +105,33 @@ class MetricsWriter:
         Raises:
           ValueError: the row has a column that the first row had not.
         """
-        text = ""
-        if self._header is None:
-            self._header = [*(name for name in _FIRST if name in row), *(name for name in row if name not in _FIRST)]
-            text = _line(self._header)
-        unknown = [name for name in row if name not in self._header]
-        if unknown:
-            raise ValueError(f"metrics.csv has no column {', '.join(unknown)}; it has {', '.join(self._header)}")
-        self._file.write(text + _line(_cell(row.get(name)) for name in self._header))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        for name, value in row.items():
-            if name not in _INTEGERS and value is not None:
-                self.scalar(row["step"], f"epoch/{name}", value)
-        self._thread.submit(lambda: self._events.flush())
+        self._metrics.write(row)
+        self._submit(row["step"], {f"epoch/{name}": v for name, v in row.items() if name not in _INTEGERS})
+
+    def write_layers(self, epoch: int, sparsity: dict[str, float]) -> None:
+        """Appends a row to layers.csv: the closed fraction of each kernel, 0 to 1."""
+        self._layers.write({"epoch": epoch, **sparsity})
 
     def scalar(self, step: int, name: str, value: float) -> None:
-        """Adds a number at `step` to the TensorBoard events alone; nan and infinities are left out."""
-        step, value = int(step), float(value)
-        if math.isfinite(value):
-            self._thread.submit(lambda: self._events.add_scalar(name, value, step))
+        """Sends a number at `step` to the sinks alone; nan and infinities are left out."""
+        self._submit(step, {name: value})
 
-    def close(self) -> None:
-        """Writes what is pending. Raises what kept TensorBoard from starting, if anything did."""
-        self._file.close()
+    def _submit(self, step, values) -> None:
+        numbers = {name: float(value) for name, value in values.items() if value is not None}
+        self._thread.submit(self._send, int(step), {k: v for k, v in numbers.items() if math.isfinite(v)})
+
+    def close(self) -> list[str]:
+        """Writes what is pending. Returns a line for each sink that failed."""
+        self._metrics.close()
+        self._layers.close()
         self._thread.shutdown(wait=True)
-        if self._events is not None:
-            self._events.close()
-        self._opening.result()
+        for name, sink in self._open.items():
+            try:
+                sink.close()
+            except Exception as error:
+                self._fail(name, error)
+        self._open.clear()
+        return list(self._problems.values())
 
 
 def _read(path: Path) -> list[dict[str, str]]:
@@ -125,6 +159,15 @@ def read_metrics(workdir) -> list[dict]:
     A last line that was cut off in the writing is left out. A missing file is a UserError.
     """
     return [{name: _value(name, text) for name, text in row.items()} for row in _read(Path(workdir) / "metrics.csv")]
+
+
+def read_layers(workdir) -> list[dict]:
+    """The rows of workdir/layers.csv: epoch (int), then the closed fraction of each kernel under its path.
+
+    Empty for a run of before the file was written.
+    """
+    path = Path(workdir) / "layers.csv"
+    return [{n: _value(n, text) for n, text in row.items()} for row in _read(path)] if path.exists() else []
 
 
 def finite(value) -> float:

@@ -191,3 +191,77 @@ def _importance(figure, columns, summary) -> None:
     _sparsity_axis(axes, _finite(during))
     axes.set_xlabel("Sparsity during the epoch (% of prunable weights removed)")
     _legend(figure, axes, 2)
+
+
+def draw_study(folder, panels, styles: dict[str, tuple[str, str]]) -> list[Path]:
+    """Draws folder/plots/{metric,loss,time}.png of several runs: one picture of each kind, a column a panel.
+
+    Args:
+      panels: of prune_jax.report.study, each a task with a line a method.
+      styles: {label of a line: (color, dash as SVG has it)}.
+    Returns:
+      The files written; none without panels.
+    """
+    if not panels:
+        return []
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    out = Path(folder) / "plots"
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    with matplotlib.rc_context(_STYLE):
+        for name, drawing in {"metric": _study_metric, "loss": _study_loss, "time": _study_time}.items():
+            figure = Figure(figsize=(6 * len(panels) + 1.5, 4.8), layout="constrained")
+            FigureCanvasAgg(figure)
+            for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+                axes.set_title(f"{panel.task}, {panel.model_size} model")
+                drawing(axes, panel, styles)
+            entries = {}  # a method once, whatever panels it is in
+            for axes in figure.axes:
+                handles, labels = axes.get_legend_handles_labels()
+                entries |= dict(zip(labels, handles, strict=True))
+            if entries:
+                figure.legend(entries.values(), entries, loc="outside lower center", ncols=min(4, len(entries)))
+            path = out / f"{name}.png"
+            figure.savefig(path, dpi=120, metadata={"Software": None})
+            written.append(path)
+    return written
+
+
+def _spread(axes, x, mean, std, style, label) -> None:
+    color, dash = style
+    pattern = "-" if dash == "none" else (0, tuple(int(part) for part in dash.split()))
+    axes.plot(x, mean, color=color, linestyle=pattern, marker="o", label=label)
+    if len(x) == 1:  # the dense level, to hold the others against
+        axes.axhline(mean[0], color=color, linestyle=":", linewidth=1.2)
+    if any(std):
+        low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
+        axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+
+
+def _study_metric(axes, panel, styles) -> None:
+    for line in panel.lines:
+        x = [100 * cell.sparsity for cell in line.cells]
+        std = [cell.std or 0 for cell in line.cells]
+        _spread(axes, x, [cell.mean for cell in line.cells], std, styles[line.label], line.label)
+    axes.set_ylabel(_METRICS.get(panel.metric, panel.metric))
+    _sparsity_axis(axes, [100 * value for value in panel.sparsities])
+
+
+def _study_loss(axes, panel, styles) -> None:
+    for line in panel.lines:
+        epochs, mean, std = zip(*line.losses, strict=True) if line.losses else ((), (), ())
+        _spread(axes, epochs, mean, [value or 0 for value in std], styles[line.label], line.label)
+    axes.set_ylabel("Evaluation loss")
+    _epoch_axis(axes, [epoch for line in panel.lines for epoch, *_ in line.losses] or [0])
+
+
+def _study_time(axes, panel, styles) -> None:
+    for i, line in enumerate(panel.lines):
+        mean, std = line.step_ms
+        axes.barh(i, mean, xerr=std, color=styles[line.label][0], ecolor="#333333", capsize=3)
+    axes.set_yticks(range(len(panel.lines)), [line.label for line in panel.lines])
+    axes.invert_yaxis()
+    axes.set_xlabel("Milliseconds a step (evaluation and pruning included)")

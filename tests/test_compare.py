@@ -1,0 +1,243 @@
+"""Several runs as one result: hand-computed numbers, what is left out, and the page in a real browser."""
+
+import csv
+import html
+import html.parser
+import json
+import math
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from prune_jax import compare, report
+from prune_jax import config as config_lib
+from prune_jax import workdir as workdir_lib
+from prune_jax.errors import UserError
+from prune_jax.report import page, study
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def row(epoch, sparsity, metric, before=None, target=None, sparsity_before=None):
+    return {
+        "epoch": epoch,
+        "step": 10 * epoch,
+        "train_loss": 0.6,
+        "eval_loss": 0.7 - 0.01 * epoch,
+        "eval_metric": metric,
+        "sparsity": sparsity,
+        "target_sparsity": sparsity if target is None else target,
+        "seconds": 2.0 if epoch == 1 else 0.5,
+        "metric_before_pruning": metric if before is None else before,
+        "sparsity_before_pruning": sparsity_before,
+    }
+
+
+DENSE = [row(1, 0, 0.70, sparsity_before=0.0)]
+PRUNED = [  # one dense epoch, pruned to 50 and to 75 percent, one epoch of retraining at 75
+    row(1, 0.0, 0.70, sparsity_before=0.0),
+    row(2, 0.5, 0.60, before=0.72, sparsity_before=0.0),
+    row(3, 0.7501, 0.50, before=0.68, target=0.75, sparsity_before=0.5),
+    row(4, 0.7501, 0.64, target=0.75, sparsity_before=0.7501),
+]
+
+
+def make_run(folder, config, rows, method="spt", seed=0, task="single", **changes):
+    """A run's folder with everything that a comparison reads."""
+    config = config.copy_and_resolve_references()
+    config.pruning.method, config.train.seed = method, seed
+    for key, value in changes.items():
+        room, name = key.split("__")
+        config[room][name] = value
+    resolved, _ = config_lib.resolve(config, {})
+    folder.mkdir(parents=True)
+    workdir_lib.write_json(folder / "config.json", config_lib.to_json(resolved))
+    writer = report.MetricsWriter(folder, sinks=())
+    for one in rows:
+        writer.write(one)
+        writer.write_layers(one["epoch"], {"layer_0/query": one["sparsity"], "classifier": one["sparsity"] / 2})
+    writer.close()
+    workdir_lib.write_json(
+        folder / "summary.json",
+        {
+            "method": method, "task": task, "model_size": "tiny", "metric_name": "accuracy", "seconds": 3.0,
+            "sparsity": rows[-1]["sparsity"], "best_metric": rows[-1]["eval_metric"],
+            "final_metric": rows[-1]["eval_metric"], "device": "1 x cpu", "versions": {"jax": "0.10"},
+        },
+    )  # fmt: skip
+    return folder
+
+
+def test_the_number_of_a_sparsity():
+    assert study.at_sparsities(PRUNED) == {0.0: (0.72, True), 0.5: (0.68, True), 0.75: (0.64, True)}
+    assert study.at_sparsities(PRUNED[:3]) == {0.0: (0.72, True), 0.5: (0.68, True), 0.75: (0.50, False)}
+    inside = [*PRUNED[:2], row(3, 0.75, 0.55, before=0.56, sparsity_before=0.74), PRUNED[3]]  # pruned within epoch 3
+    assert study.at_sparsities(inside) == {0.0: (0.72, True), 0.5: (0.60, False), 0.75: (0.64, True)}
+    at_once = [row(1, 0.5, 0.6, before=0.7, sparsity_before=0.0), row(2, 0.5, math.nan, sparsity_before=0.5)]
+    assert study.at_sparsities(at_once) == {0.0: (0.7, True), 0.5: (0.6, False)}
+
+
+def shifted(rows, by):
+    return [{**r, **{k: r[k] + by for k in ("eval_metric", "metric_before_pruning")}} for r in rows]
+
+
+@pytest.fixture
+def runs(small_config, tmp_path):
+    made = [make_run(tmp_path / "runs" / "b0", small_config, DENSE, "baseline")]
+    for seed, by in enumerate((0.0, 0.02, 0.10)):
+        made.append(make_run(tmp_path / "runs" / f"s{seed}", small_config, shifted(PRUNED, by), "spt", seed))
+    made.append(make_run(tmp_path / "runs" / "m0", small_config, shifted(PRUNED[:3], 0.05), "magnitude"))
+    return made
+
+
+def test_mean_and_spread_over_seeds(runs):
+    (panel,) = study.panels(study.read(runs))
+    assert [line.label for line in panel.lines] == ["baseline", "spt", "magnitude"]
+    baseline, spt, magnitude = panel.lines
+    assert baseline.cells == [study.Cell(0.0, 0.70, None, 1, True)]
+    assert [cell.sparsity for cell in spt.cells] == [0.0, 0.5, 0.75]
+    mean = 0.64 + 0.12 / 3  # 0.64, 0.66, 0.74
+    std = math.sqrt(((0.64 - mean) ** 2 + (0.66 - mean) ** 2 + (0.74 - mean) ** 2) / 2)
+    last = spt.cells[-1]
+    assert (last.mean, last.std, last.seeds, last.retrained) == (pytest.approx(mean), pytest.approx(std), 3, True)
+    assert magnitude.cells[-1] == study.Cell(0.75, pytest.approx(0.55), None, 1, False)
+    assert spt.step_ms == (50.0, 0.0)  # the median epoch: 0.5 s for 10 steps; the first compiles
+    assert panel.best(0.5) == pytest.approx(0.73) and panel.best(0.75) == last.mean
+    text = "\n".join(study.table([panel], bold=True))
+    assert f"\x1b[1m{last.mean:.4f} ± {std:.4f}\x1b[0m" in text and "0.5500 †" in text and "\x1b[1m0.55" not in text
+
+
+def test_variants_and_tasks(small_config, tmp_path):
+    folders = [
+        make_run(tmp_path / "a", small_config, PRUNED, spt__epsilon=0.1),
+        make_run(tmp_path / "b", small_config, PRUNED, spt__epsilon=0.2),
+        make_run(tmp_path / "c", small_config, PRUNED, "magnitude", spt__epsilon=0.3),  # not magnitude's key
+        make_run(tmp_path / "d", small_config, shifted(PRUNED[:3], 0.1), spt__epsilon=0.2, pruning__end_sparsity=0.5),
+        make_run(tmp_path / "e", small_config, PRUNED, task="pair"),
+    ]
+    single, pair = study.panels(study.read(folders))
+    assert [line.label for line in single.lines] == ["spt epsilon=0.1", "spt epsilon=0.2", "magnitude"]
+    best = {cell.sparsity: cell for cell in single.lines[1].cells}
+    assert best[0.5] == study.Cell(0.5, pytest.approx(0.78), None, 1, True)  # d's, the better of one seed's two
+    assert best[0.75].mean == 0.64  # retrained, though d has 0.60 right after pruning
+    assert [line.label for line in pair.lines] == ["spt"] and pair.title == "pair, tiny: accuracy"
+
+
+def test_every_folder_that_cannot_be_read_is_named(runs, tmp_path, capsys):
+    (runs[0] / "summary.json").unlink()
+    code = compare.main([*map(str, runs), str(tmp_path / "gone"), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert code == 2 and f"the run in {runs[0]} is not finished" in said and f"{tmp_path / 'gone'} is not" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_files(runs, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert compare.main([*map(str, runs), str(runs[0]), "--out", str(out)]) == 0
+    assert "0.5500 †" in capsys.readouterr().out
+    rows = list(csv.DictReader((out / "summary.csv").read_text().splitlines()))
+    assert len(rows) == 1 + 3 + 3 and rows[0]["std"] == "" and rows[3]["method"] == "spt"
+    assert [r["name"] for r in csv.DictReader((out / "runs.csv").read_text().splitlines())] == [r.name for r in runs]
+    from matplotlib.image import imread
+
+    for name in ("metric", "loss", "time"):
+        image = imread(out / "plots" / f"{name}.png")[..., :3]
+        orange = [0xD5 / 255, 0x5E / 255, 0x00 / 255]
+        assert (abs(image - orange).max(axis=-1) < 0.02).sum() > 50  # spt's line or bar
+
+
+class Page(html.parser.HTMLParser):
+    """The cells of the results, and whatever would load something."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.cells, self.loads, self.tags = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append(tag)
+        self.loads += [value for name, value in attrs.items() if name in ("src", "href")]
+        if "data-mean" in attrs:
+            self.cells.append({name.removeprefix("data-"): value for name, value in attrs.items() if "data-" in name})
+
+
+def test_the_page_is_self_contained_and_escapes(small_config, tmp_path):
+    nasty = '</script><img src=x onerror="document.title=1">&\u2028'
+    folder = make_run(tmp_path / "<b>run", small_config, PRUNED, report__project=nasty, data__tokenizer="<i>")
+    other = make_run(tmp_path / "other", small_config, PRUNED, seed=1)
+    compare.write([folder, other], tmp_path / "out", {"<u>late": "failed"}, title="<b>study</b>")
+    text = (tmp_path / "out" / "report.html").read_text()
+    found = Page(text)
+    assert not found.loads and not {"img", "b", "i", "u", "link"} & set(found.tags[found.tags.index("body") :])
+    assert len(text) < 5_000_000 and "http://" not in text.replace("http://www.w3.org/2000/svg", "")
+    assert text.count("</script>") == 2
+    embedded = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    assert embedded["layers"][0]["name"] == "<b>run" and embedded["layers"][0]["values"][0] == [0, 0.5, 0.7501, 0.7501]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+@pytest.mark.parametrize("width", [390, 1440])
+def test_a_browser_shows_the_numbers_of_summary_csv(runs, tmp_path, width):
+    out = tmp_path / "out"
+    compare.write(runs, out)
+    probe = (  # runs after the page's own script: overflow of the page, errors, and a look at the first curve
+        "<script>onerror=e=>document.body.dataset.error=e;setTimeout(()=>{"
+        "const s=document.querySelector('#metric0 svg'),b=s.getBoundingClientRect();"
+        "s.dispatchEvent(new PointerEvent('pointermove',{clientX:b.right}));"
+        "document.body.dataset.overflow=document.documentElement.scrollWidth-innerWidth;"
+        "document.body.dataset.width=innerWidth;"
+        "document.body.dataset.readout=document.querySelector('#metric0 .readout').textContent;"
+        "document.querySelectorAll('#metric0 button')[1].click();"
+        "document.body.dataset.lines=document.querySelectorAll('#metric0 polyline').length;},300)</script>"
+    )
+    inner = (out / "report.html").read_text().replace("</head>", probe + "</head>")
+    # In a frame: no window of Chromium is as narrow as a phone.
+    shown = out / "framed.html"
+    shown.write_text(
+        f'<body><iframe style="width:{width}px;height:900px;border:0" srcdoc="{html.escape(inner)}"></iframe>'
+        "<script>setTimeout(()=>{document.body.textContent="
+        "document.querySelector('iframe').contentDocument.documentElement.outerHTML},1500)</script></body>"
+    )
+    command = [
+        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
+        "--window-size=1500,1000", "--virtual-time-budget=3000", "--dump-dom", shown.as_uri(),
+    ]  # fmt: skip
+    dom = html.unescape(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
+    body = re.search(r"<body data[^>]*>", dom)[0]
+    assert "data-error" not in body and f'data-width="{width}"' in body
+    assert int(re.search(r'data-overflow="(-?\d+)"', body)[1]) <= 0  # nothing runs out of the window's side
+    rows = list(csv.DictReader((out / "summary.csv").read_text().splitlines()))
+    cells = Page(dom).cells
+    assert len(cells) == len(rows)
+    by_place = {(c["task"], c["method"], c["sparsity"]): c for c in cells}
+    for r in rows:
+        cell = by_place[r["task"], r["method"], r["sparsity"]]
+        assert (cell["mean"], cell["seeds"], cell["retrained"]) == (r["mean"], r["seeds"], r["retrained"])
+        assert cell["std"] == (r["std"] or "None")
+    last = [r for r in rows if r["method"] == "spt"][-1]
+    readout = re.search(r'data-readout="([^"]*)"', body)[1]
+    assert readout.startswith("75%") and f"spt {float(last['mean']):.4f} ± {float(last['std']):.4f}" in readout
+    assert 'data-lines="2"' in body  # spt's line was switched off
+    assert dom.count("<rect") == 4 * 2  # the heat map of the first pruned run: epochs x layers
+
+
+def test_a_large_study_makes_no_large_page(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "_HEAT_CELLS", 30)  # a pruned run has 4 rows of epoch and 2 layers, the dense one 1 row
+    compare.write(runs, tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "of the first 2 of 4 pruned runs" in text and '"name":"s1"' in text and '"name":"s2"' not in text
+
+
+def test_styles_tell_many_lines_apart():
+    lines = [study.Line(str(i), [], [], (1.0, None), []) for i in range(3 * len(page.COLORS))]
+    looks = page.styles([study.Panel("t", "tiny", "accuracy", lines)])
+    assert len(set(looks.values())) == len(looks)
+
+
+def test_nothing_finished_is_a_mistake(tmp_path):
+    with pytest.raises(UserError, match="is not the folder of a run"):
+        study.read([tmp_path])
