@@ -298,12 +298,6 @@ def _check_values(config) -> None:
                 f"and at most config.model.max_positions ({model.max_positions})"
             )
             raise _fail("data.buckets", buckets, allowed)
-    from prune_jax.data.glue import IMAGE_TASKS, get_task
-
-    reads = "images" if get_task(data.task, data.source).name in IMAGE_TASKS else "text"
-    if MODELS[model.name] != reads:
-        fitting = ", ".join(name for name, kind in MODELS.items() if kind == reads)
-        raise _fail("model.name", model.name, f"{fitting} with config.data.task={data.task}, which is {reads}")
     if data.source in _FOLDERS:
         if not data.dir:
             raise UserError(
@@ -311,6 +305,12 @@ def _check_values(config) -> None:
             )
         if not Path(data.dir).is_dir():
             raise UserError(f"config.data.dir is {data.dir!r}; there is no such folder ({Path(data.dir).resolve()})")
+    from prune_jax.data.glue import IMAGE_TASKS, get_task
+
+    reads = "images" if get_task(data.task, data.source).name in IMAGE_TASKS else "text"
+    if MODELS[model.name] != reads:
+        fitting = ", ".join(name for name, kind in MODELS.items() if kind == reads)
+        raise _fail("model.name", model.name, f"{fitting} with config.data.task={data.task}, which is {reads}")
     from prune_jax.report import sinks
 
     for name in config.report.sinks:

@@ -120,7 +120,7 @@ def network(config, params, gates) -> tuple[dict[str, float], str]:
     from prune_jax import data, models, state
 
     dataset = data.load(config)
-    model = models.create(config, dataset.task, dataset.tokenizer and dataset.tokenizer.vocab_size)
+    model = models.create(config, dataset.task, config.model.vocab_size or dataset.vocab_size)
     wanted = jax.eval_shape(model.init, jax.random.key(0), *model.example_inputs())
     for name, tree in (("params", params), ("gates", gates)):
         ours, theirs = ({jax.tree_util.keystr(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(t)}

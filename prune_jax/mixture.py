@@ -34,7 +34,7 @@ class GammaPrior(NamedTuple):
 def init(components: int, pi0: float, learn_pi0: bool, mean_range: float, deviation: float) -> dict[str, jax.Array]:
     """The leaves that are trained: means (J - 1,), gammas (J,), and rhos (J - 1,), or (J,) with learn_pi0; float32."""
     rest = components - 1
-    others = jnp.full(rest, jnp.log((1 - pi0) / rest))
+    others = jnp.full(rest, jnp.log((1 - pi0) / rest), jnp.float32)
     return {
         "means": jnp.linspace(-mean_range, mean_range, rest, dtype=jnp.float32),
         "gammas": jnp.full(components, -2 * jnp.log(deviation), jnp.float32),
