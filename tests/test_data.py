@@ -256,10 +256,11 @@ def test_sentiment_by_the_rules_of_the_docstring():
     good, bad, plain = builtin.POSITIVE[0], builtin.NEGATIVE[0], builtin.NEUTRAL[0]
     negator, very, but = builtin.NEGATORS[0], builtin.INTENSIFIERS[0], builtin.CONTRAST[0]
     assert builtin.sentiment([plain, good, plain]) == 1
-    assert builtin.sentiment([negator, plain, good, good]) == 0  # the negator turns the next polar word only
+    assert builtin.sentiment([negator, plain, good, good]) == builtin.sentiment([good, good, negator]) == -2
     assert builtin.sentiment([very, bad, good]) == -1
     assert builtin.sentiment([negator, very, bad]) == 2
     assert builtin.sentiment([bad, bad, but, good]) == 1
+    assert builtin.sentiment([negator, bad, bad, but, good]) == -1
 
 
 def test_counting_words_does_not_solve_the_built_in_task():
@@ -269,7 +270,7 @@ def test_counting_words_does_not_solve_the_built_in_task():
     by_rule = np.mean(
         [(builtin.sentiment(text.split()) > 0) == label for (text,), label in zip(texts, labels, strict=True)]
     )
-    assert by_counting < 0.88 and 0.96 < by_rule < 1  # 2% of the labels are wrong
+    assert by_counting < 0.7 and 0.96 < by_rule < 1  # 2% of the labels are wrong
 
 
 def test_glue_names_stand_for_the_built_in_task_of_their_kind():
