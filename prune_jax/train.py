@@ -149,6 +149,13 @@ class _Loop:
         self.hyper = {name: np.float32(value) for name, value in {**run, **self.method.hyper}.items()}
         self.rate = schedules.learning_rate(config, num_steps)
         self.sparsity = gates_lib.sparsity(self.state.gates)
+        if not resuming:
+            self.record("0", self.state.params, self.state.gates)
+
+    def record(self, name: str, params, gates) -> None:
+        """Keeps what the method wants to be drawn of a network: an epoch's, by its number, or the quantised one."""
+        if self.method.record is not None:
+            report.write_record(self.workdir, name, self.method.record(params, gates, self.state.method["trainable"]))
 
     def rates(self, step: int) -> dict[str, np.float32]:
         """The learning rates of a step, by label; a method's rates follow the same schedule as the weights' own."""
@@ -265,6 +272,7 @@ class _Loop:
         progress["seconds"] += row["seconds"]
         self.writer.write(row)
         self.writer.write_layers(row["epoch"], gates_lib.layer_sparsity(self.state.gates))
+        self.record(str(row["epoch"]), self.state.params, self.state.gates)
         self.save()
         if better:
             self.checkpoints.save_best(row["step"], self.state, progress)
@@ -282,6 +290,7 @@ class _Loop:
         network = jax.device_put({"params": params, "gates": gates}, self.replicated)
         found = self.evaluate(network["params"], network["gates"])
         self.checkpoints.save_quantised(int(state.step), network, self.progress)
+        self.record("quantised", network["params"], network["gates"])
         name, before, after = self.dataset.task.metrics[0], final["eval_metric"], found["eval_metric"]
         for line in (*lines, f"quantised  {name} {after:.4f} (before {before:.4f})"):
             self.console.log(line)

@@ -62,7 +62,8 @@ def _nothing_to_report(gates, state):
 
 
 class Method(NamedTuple):
-    """A pruning method. Everything but `prune` and `end_epoch` is traced into the training step.
+    """A pruning method. Everything but `prune`, `end_epoch`, `end_run` and `record` is traced into the
+    training step.
 
     Attributes:
       hyper: numbers that enter the step as arrays, so that changing one does not recompile. The run adds
@@ -82,6 +83,8 @@ class Method(NamedTuple):
       end_run: (params, gates, trainable, state) -> (params, gates, entries, lines), or None. Called outside jit, once
         the last epoch is over: the network of few distinct weights that the method leaves behind, which the run
         evaluates and saves as "quantised", entries for summary.json, and lines for the console.
+      record: (params, gates, trainable) -> dict of name -> array, or None. Called outside jit before the first epoch,
+        after each, and with the network that end_run leaves: what report draws the retraining from. Keep it small.
     """
 
     hyper: Mapping[str, float] = MappingProxyType({})
@@ -95,3 +98,4 @@ class Method(NamedTuple):
     prune: Callable = _keep_gates
     end_epoch: Callable = _nothing_to_report
     end_run: Callable | None = None
+    record: Callable | None = None

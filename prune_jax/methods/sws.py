@@ -23,6 +23,8 @@ from prune_jax import mixture as mixture_lib
 from prune_jax.methods.base import Method
 from prune_jax.mixture import GammaPrior
 
+RECORDED = 20_000  # weights at most that an epoch's record holds, always the same ones: 80 kB
+
 
 def create(config) -> Method:
     cfg = config.sws
@@ -39,14 +41,18 @@ def create(config) -> Method:
 
         return jax.tree_util.tree_map_with_path(at, params)
 
+    def all_weights(params, gates):
+        """(n,) everything that the prior is over."""
+        found = []
+        change(params, gates, lambda leaf: found.append(leaf.reshape(-1)))
+        return jnp.concatenate(found)
+
     def init_trainable(params, gates):
         return mixture_lib.init(cfg.components, cfg.pi0, cfg.learn_pi0, cfg.mean_range, cfg.deviation)
 
     def penalty(params, gates, trainable, step, hyper):
         mixture = mixture_lib.from_leaves(trainable, cfg.pi0)
-        weights = []
-        change(params, gates, weights.append)
-        cost = mixture_lib.nll(jnp.concatenate([leaf.reshape(-1) for leaf in weights]), mixture)
+        cost = mixture_lib.nll(all_weights(params, gates), mixture)
         cost += mixture_lib.hyper_prior(mixture.gammas, zero, others)
         if cfg.learn_pi0:
             rest = jax.nn.logsumexp(mixture.log_pi[1:])
@@ -69,5 +75,23 @@ def create(config) -> Method:
         line = f"{merged}, {len(means)} in use besides 0; {100 * nonzero:.2f}% of the prunable weights are not 0"
         return params, gates, entries, [line]
 
+    def record(params, gates, trainable):
+        weights = all_weights(params, gates)
+        some = np.random.default_rng(0).permutation(weights.size)[:RECORDED]
+        log_pi, means, gammas = jax.device_get(mixture_lib.from_leaves(trainable, cfg.pi0))
+        return {
+            "weights": np.asarray(weights[np.sort(some)]),
+            "proportions": np.exp(log_pi),
+            "means": means,
+            "deviations": np.exp(-gammas / 2),
+        }
+
     rates = {name: cfg[f"{name}_learning_rate"] for name in ("means", "gammas", "rhos")}
-    return Method(hyper={"tau": cfg.tau}, rates=rates, init_trainable=init_trainable, penalty=penalty, end_run=end_run)
+    return Method(
+        hyper={"tau": cfg.tau},
+        rates=rates,
+        init_trainable=init_trainable,
+        penalty=penalty,
+        end_run=end_run,
+        record=record,
+    )

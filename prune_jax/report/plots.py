@@ -6,7 +6,7 @@ from pathlib import Path
 from prune_jax.report.metrics import finite, read_metrics
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and by grey level in print.
-_BLUE, _ORANGE, _GREEN, _PURPLE, _GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8a8a8a"
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8a8a8a"
 _METRICS = {
     "accuracy": "Accuracy (fraction correct)",
     "matthews": "Matthews correlation",
@@ -14,9 +14,9 @@ _METRICS = {
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
 }
-_METHODS = {"spt": "SPT", "baseline": "dense baseline"}
+_METHODS = {"spt": "SPT", "baseline": "dense baseline", "sws": "soft weight-sharing"}
 _SPARSITY = "Sparsity (% of prunable weights removed)"
-_STYLE = {
+STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
     "axes.titlesize": 12,
@@ -59,7 +59,7 @@ def draw(workdir, summary: dict) -> list[Path]:
     folder = Path(workdir) / "plots"
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for name, (drawing, panels) in drawings.items():
             figure = Figure(figsize=(7.5 if panels == 1 else 12, 4.8), layout="constrained")
             FigureCanvasAgg(figure)
@@ -70,7 +70,8 @@ def draw(workdir, summary: dict) -> list[Path]:
     return written
 
 
-def _run(summary: dict) -> str:
+def run_label(summary: dict) -> str:
+    """What a title says of the run."""
     method = str(summary.get("method", "?"))
     return f"{_METHODS.get(method, method)}, {summary.get('model_size', '?')} model, task {summary.get('task', '?')}"
 
@@ -79,7 +80,8 @@ def _finite(values) -> list[float]:
     return [value for value in values if math.isfinite(value)]
 
 
-def _epoch_axis(axes, epochs) -> None:
+def epoch_axis(axes, epochs) -> None:
+    """Labels the x axis, with ticks at whole epochs."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("Epoch")
@@ -114,20 +116,18 @@ def _name(metric: str) -> str:
 def _loss(figure, columns, summary) -> None:
     epochs = columns["epoch"]
     axes = figure.add_subplot()
-    _line(axes, epochs, columns["train_loss"], _BLUE, "training loss (mean of the epoch)")
-    _line(axes, epochs, columns["eval_loss"], _ORANGE, "evaluation loss (end of the epoch)", marker="s")
+    _line(axes, epochs, columns["train_loss"], BLUE, "training loss (mean of the epoch)")
+    _line(axes, epochs, columns["eval_loss"], ORANGE, "evaluation loss (end of the epoch)", marker="s")
     extra = [name for name in columns if name.startswith("eval_loss_")]
-    for name, color in zip(extra, (_PURPLE, _GREEN), strict=False):
+    for name, color in zip(extra, (PURPLE, GREEN), strict=False):
         label = f"evaluation loss, {name.removeprefix('eval_loss_')}"
         _line(axes, epochs, columns[name], color, label, marker="^", linestyle="--")
     pruned = any(_finite(columns["sparsity"]))
     if pruned:
         shade = axes.twinx()
         label = "sparsity after the epoch (right axis)"
-        shade.bar(epochs, columns["sparsity"], width=0.8, color=_GREY, alpha=0.25)
-        axes.fill_between(
-            [], [], color=_GREY, alpha=0.25, label=label
-        )  # for the legend: its entries come from one axes
+        shade.bar(epochs, columns["sparsity"], width=0.8, color=GREY, alpha=0.25)
+        axes.fill_between([], [], color=GREY, alpha=0.25, label=label)  # for the legend: its entries come from one axes
         shade.set_ylim(0, 105)
         shade.set_ylabel(_SPARSITY, color="#555555")
         shade.tick_params(colors="#555555")
@@ -136,8 +136,8 @@ def _loss(figure, columns, summary) -> None:
         axes.patch.set_visible(False)
     regression = summary.get("metric_name") in ("pearson", "spearman")
     axes.set_ylabel("Loss (mean squared error)" if regression else "Loss (cross-entropy, nats)")
-    axes.set_title(f"Loss while pruning: {_run(summary)}" if pruned else f"Loss: {_run(summary)}")
-    _epoch_axis(axes, epochs)
+    axes.set_title(f"Loss while pruning: {run_label(summary)}" if pruned else f"Loss: {run_label(summary)}")
+    epoch_axis(axes, epochs)
     _legend(figure, axes, 2)
 
 
@@ -155,7 +155,7 @@ def _metric(figure, columns, summary) -> None:
         dense = max((value for sparsity, value in rows if sparsity == 0 and math.isfinite(value)), default=None)
     for axes, x in ((by_epoch, columns["epoch"]), (by_sparsity, columns["sparsity"])):
         moves = len(set(_finite(x))) > 1  # points at one sparsity: a line through them would say nothing
-        styles = zip((_BLUE, _ORANGE, _GREEN, _PURPLE), "os^D", strict=True)
+        styles = zip((BLUE, ORANGE, GREEN, PURPLE), "os^D", strict=True)
         for (column, label), (color, marker) in zip(lines, styles, strict=False):
             _line(axes, x, columns[column], color, label, marker, linestyle="-" if moves else "none")
         if dense is not None:
@@ -163,11 +163,11 @@ def _metric(figure, columns, summary) -> None:
             axes.axhline(dense, color="#333333", linestyle="--", linewidth=1.3, label=level)
     by_epoch.set_ylabel(_METRICS.get(metric, metric) if len(lines) == 1 else "Score")
     by_epoch.set_title("After each epoch")
-    _epoch_axis(by_epoch, columns["epoch"])
+    epoch_axis(by_epoch, columns["epoch"])
     by_sparsity.set_title("Against sparsity, one point an epoch")
     _sparsity_axis(by_sparsity, _finite(columns["sparsity"]))
     title = _name(metric) if len(lines) == 1 else "Scores"
-    figure.suptitle(f"{title} on the evaluation set: {_run(summary)}", fontsize=13)
+    figure.suptitle(f"{title} on the evaluation set: {run_label(summary)}", fontsize=13)
     _legend(figure, by_epoch, 3)
 
 
@@ -175,7 +175,7 @@ def _importance(figure, columns, summary) -> None:
     axes = figure.add_subplot()
     # An epoch's importances are measured before its pruning, at the sparsity that the epoch before it left.
     during = [0.0, *columns["sparsity"][:-1]]
-    _line(axes, during, columns["mean_reward"], _BLUE, "mean over the epoch's exploration passes")
+    _line(axes, during, columns["mean_reward"], BLUE, "mean over the epoch's exploration passes")
     points = list(zip(columns["epoch"], during, columns["mean_reward"], strict=True))
     measured = [point for point in points if math.isfinite(point[2])]
     for epoch, x, y in {measured[0], measured[-1]}:
@@ -185,7 +185,7 @@ def _importance(figure, columns, summary) -> None:
     axes.axhline(0, color="#333333", linestyle="--", linewidth=1.3, label="0: the closed weights made no difference")
     unit = "squared error" if summary.get("metric_name") in ("pearson", "spearman") else "nats"
     axes.set_ylabel(f"Mean importance: rise of the loss ({unit}) when\na random sample of open weights is closed")
-    axes.set_title(f"Importance of the weights still open: {_run(summary)}")
+    axes.set_title(f"Importance of the weights still open: {run_label(summary)}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.margins(y=0.15)
     _sparsity_axis(axes, _finite(during))
@@ -211,7 +211,7 @@ def draw_study(folder, panels, styles: dict[str, tuple[str, str]]) -> list[Path]
     out = Path(folder) / "plots"
     out.mkdir(parents=True, exist_ok=True)
     written = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for name, drawing in {"metric": _study_metric, "loss": _study_loss, "time": _study_time}.items():
             figure = Figure(figsize=(6 * len(panels) + 1.5, 4.8), layout="constrained")
             FigureCanvasAgg(figure)
@@ -255,7 +255,7 @@ def _study_loss(axes, panel, styles) -> None:
         epochs, mean, std = zip(*line.losses, strict=True) if line.losses else ((), (), ())
         _spread(axes, epochs, mean, [value or 0 for value in std], styles[line.label], line.label)
     axes.set_ylabel("Evaluation loss")
-    _epoch_axis(axes, [epoch for line in panel.lines for epoch, *_ in line.losses] or [0])
+    epoch_axis(axes, [epoch for line in panel.lines for epoch, *_ in line.losses] or [0])
 
 
 def _study_time(axes, panel, styles) -> None:

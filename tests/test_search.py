@@ -1,0 +1,100 @@
+"""The search: what a trial is worth, and a search of real runs on digits that is stopped and goes on."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prune_jax import search
+from prune_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_every_trial_at_the_floor_is_above_every_one_below():
+    assert search.value(0.98, 64.0, 0.98) == 64.0
+    assert search.value(0.979, 500.0, 0.98) == pytest.approx(-0.001)
+    assert search.value(0.5, 2.0, 0.98) < search.value(0.9, 1.5, 0.98) < search.value(0.99, 1.0, 0.98)
+
+
+def test_the_front_holds_what_no_other_trial_beats():
+    pairs = [(0.9, 50), (0.95, 20), (0.95, 30), (0.99, 5), (0.92, 25), (0.9, 50), (0.5, 60)]
+    found = search.front([{"metric": metric, "rate": rate} for metric, rate in pairs])
+    assert [(trial["metric"], trial["rate"]) for trial in found] == [(0.99, 5), (0.95, 30), (0.9, 50), (0.5, 60)]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--range", "sws.tau", "0.1", "0.01"], "--range sws.tau 0.1 0.01"),
+        (["--range", "model.size", "1", "2"], "--range model.size 1 2"),
+        (["--trials=0"], "--trials is 0"),
+        (["config.py"], "unexpected argument 'config.py'"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_written(arguments, message, tmp_path):
+    pytest.importorskip("optuna")
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+        search.main([str(tmp_path / "out"), "--config=configs/sws_digits.py", *arguments])
+    assert not (tmp_path / "out" / "study.journal").exists()
+
+
+def test_without_optuna_there_is_one_clear_message(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match="pip install optuna"):
+        search.main([str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_search_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    optuna = pytest.importorskip("optuna")
+    config = [
+        f"--config={ROOT / 'configs' / 'sws_digits.py'}",
+        *("--config.pretrain.epochs=2", "--config.train.epochs=1", "--config.train.batch_size=256"),
+    ]
+    arguments = [str(tmp_path / "out"), *config, "--holdout=200", "--floor=0.5"]
+    search.main([*arguments, "--trials=1"])
+    first = json.loads((tmp_path / "out" / "best.json").read_text())
+    summary = json.loads((tmp_path / "out" / "trials" / "0" / "summary.json").read_text())
+    assert first["best"]["metric"] == summary["final_metric"] and first["num_trials"] == 1
+    size = (tmp_path / "out" / "trials" / "0.pjx").stat().st_size
+    assert first["best"]["rate"] == 4 * summary["num_params"] / size
+    assert set(first["best"]["params"]) == set(search.SPACE)
+    assert not any("holdout" in flag for flag in first["flags"])
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(search, "_launch", lambda flags, workdir: (_ for _ in ()).throw(KeyboardInterrupt))
+        search.main([*arguments, "--trials=2"])
+    search.main([*arguments, "--trials=2"])
+    assert json.loads((tmp_path / "out" / "best.json").read_text())["num_trials"] == 2
+    assert sorted(path.name for path in (tmp_path / "out" / "trials").iterdir()) == ["0", "0.pjx", "1", "1.pjx"]
+    assert not (tmp_path / "out" / "trials" / "1" / "pretrain").exists()
+    journal = optuna.storages.journal.JournalFileBackend(str(tmp_path / "out" / "study.journal"))
+    trials = optuna.load_study(study_name="search", storage=optuna.storages.JournalStorage(journal)).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert trials[1].params == trials[2].params
+
+    with pytest.raises(UserError, match="choose another folder"):
+        search.main([*arguments[:-1], "--floor=0.9"])
+
+
+def test_a_wrong_config_key_is_told_as_launch_tells_it(tmp_path):
+    pytest.importorskip("optuna")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "prune_jax.search",
+            str(tmp_path),
+            "--config=configs/sws_digits.py",
+            "--config.sws.nu=1",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("search: unknown key config.sws.nu; did you mean config.")
+    assert done.stderr.count("\n") == 1
