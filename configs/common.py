@@ -77,7 +77,12 @@ def get_config() -> config_dict.ConfigDict:
     config.spt.explorations = 1  # passes a step
     config.spt.explore_per_layer = False
     config.spt.center = True
-    config.spt.credit = "weight"
+    config.spt.credit = "weight"  # weight | layer | group: who shares the reward of a pass
+    config.spt.inside = "magnitude"  # magnitude | movement: with credit=layer, who is closed first inside a layer
+    config.spt.control_variate = False  # score by the first-order effect, explore what it leaves unexplained
+    config.spt.antithetic = False  # passes in pairs whose samples have no gate in common
+    config.spt.candidates = "uniform"  # uniform | threshold: all open gates, or the lower half of each layer's scores
+    config.spt.absolute = False  # the size of an effect on the loss in place of its sign
     config.spt.chunk = placeholder(int)  # passes at once under vmap; unset: 1 on CPU, all elsewhere
 
     config.movement = config_dict.ConfigDict()

@@ -108,7 +108,9 @@ _CHOICES = {
     "pruning.method": tuple(REGISTRY),
     "pruning.schedule": ("step", "linear"),
     "pruning.scope": ("local", "global"),
-    "spt.credit": ("weight",),
+    "spt.credit": ("weight", "layer", "group"),
+    "spt.inside": ("magnitude", "movement"),
+    "spt.candidates": ("uniform", "threshold"),
     "movement.threshold": ("hard", "soft"),
 }
 
@@ -345,6 +347,30 @@ def _check_structure(config, notes: list[str]) -> None:
             notes.append(f"the last target, {100 * final:g}% closed, is short of {text} ({100 * (1 - n / m):g}%)")
 
 
+def _check_spt(config) -> None:
+    cfg, structure = config.spt, config.pruning.structure
+    if config.pruning.method != "spt":
+        return
+    if cfg.antithetic and cfg.explorations % 2:
+        raise _fail("spt.explorations", cfg.explorations, "an even number with config.spt.antithetic, which pairs them")
+    if cfg.credit == "group" and parse(structure).kind in ("unstructured", "n:m"):
+        raise _fail("pruning.structure", structure, "head, ffn, head+ffn, block:RxC with config.spt.credit=group")
+    if cfg.credit == "layer":
+        for key in ("control_variate", "antithetic", "absolute"):
+            if cfg[key]:
+                raise _fail(f"spt.{key}", cfg[key], "False with config.spt.credit=layer, which scores no weights")
+        if cfg.candidates != "uniform":
+            raise _fail(
+                "spt.candidates", cfg.candidates, "uniform with config.spt.credit=layer, which scores no weights"
+            )
+    elif cfg.inside != "magnitude":
+        raise _fail(
+            "spt.inside", cfg.inside, f"magnitude with config.spt.credit={cfg.credit}, which has its own scores"
+        )
+    if cfg.inside == "movement" and structure != "unstructured":
+        raise _fail("pruning.structure", structure, "unstructured with config.spt.inside=movement")
+
+
 def _window_notes(config, notes: list[str]) -> None:
     cfg, epochs = config.pruning, config.train.epochs
     if cfg.method in UNSCHEDULED:
@@ -450,6 +476,7 @@ def resolve(config, environ: Mapping[str, str] = os.environ) -> tuple[config_dic
     _check_values(config)
     _window_notes(config, notes)
     _check_structure(config, notes)
+    _check_spt(config)
     config.lock()
     return config, notes
 
