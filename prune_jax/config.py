@@ -331,6 +331,8 @@ def _check_structure(config, notes: list[str]) -> None:
         raise _fail("pruning.structure", text, STRUCTURES) from None
     if structure.kind == "unstructured" or config.pruning.method == "baseline":
         return
+    if MODELS[model.name] != "text":
+        raise _fail("pruning.structure", text, f"unstructured with config.model.name={model.name}, which is no BERT")
     depth = model.d_model // model.num_heads
     widths = {"d_model": model.d_model, "d_ff": model.d_ff}
     widths |= {f"layer_ffn[{i}]": size for i, size in enumerate(model.layer_ffn or ())}

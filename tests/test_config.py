@@ -172,6 +172,10 @@ def test_whole_numbers_and_lists_are_taken_where_floats_and_tuples_are_meant():
         ({"spt.center": "yes"}, ("bool, not str",)),
         ({"spt.credit": "neuron"}, ("weight",)),
         ({"pruning.structure": "unstructured", "spt.credit": "group"}, ("block:RxC with config.spt.credit=group",)),
+        (
+            {"pruning.structure": "head", "model.name": "lenet_300_100", "data.task": "digits"},
+            ("unstructured with config.model.name=lenet_300_100",),
+        ),
         ({"spt.absolute": True, "spt.credit": "layer"}, ("False with config.spt.credit=layer",)),
         ({"spt.candidates": "threshold", "spt.credit": "layer"}, ("uniform with",)),
         ({"spt.inside": "movement"}, ("magnitude with config.spt.credit=weight",)),
