@@ -34,9 +34,9 @@ VARIANTS = {  # name: (method, scope, keys of config.spt)
     "control_variate": ("spt", "global", {"control_variate": True}),
     "control_variate_absolute": ("spt", "global", {"control_variate": True, "absolute": True}),
     "layer": ("spt", "global", {"credit": "layer"}),
-    "layer_4": ("spt", "global", {"credit": "layer", "explorations": 4}),
-    "layer_epsilon": ("spt", "global", {"credit": "layer", "epsilon": 0.05}),
-    "layer_movement": ("spt", "global", {"credit": "layer", "inside": "movement"}),
+    "layer_10": ("spt", "global", {"credit": "layer", "epsilon": 0.1}),
+    "layer_10_4": ("spt", "global", {"credit": "layer", "epsilon": 0.1, "explorations": 4}),
+    "layer_movement": ("spt", "global", {"credit": "layer", "epsilon": 0.1, "inside": "movement"}),
 }
 
 

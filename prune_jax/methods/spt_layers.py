@@ -4,6 +4,9 @@ A pass gives one number, and a layer is few enough things for that number to rea
 (t * E + e) mod L alone, the next epsilon share of its open gates in their order inside the layer: what pruning would
 take first. Its importance is thus a marginal loss, measured to second order and beyond, on the batch of the step.
 
+The smallest weights of a dense layer weigh next to nothing: where epsilon is a percent of them, rounding is most of
+what a pass measures, and a tenth (configs/spt_best.py) is the better choice until the layer is sparse.
+
 Budgets. Near an optimum the loss of closing gates grows as the sum of their w^2 (optimal brain damage, LeCun et al.,
 1990, with one curvature a layer), so the cost of the next gate of layer l is
 
