@@ -60,6 +60,14 @@ def get_config() -> config_dict.ConfigDict:
     config.pretrain.epochs = 0  # of a dense run in WORKDIR/pretrain, to start from its network; 0: none
     config.pretrain.learning_rate = 1e-3
 
+    config.distill = config_dict.ConfigDict()
+    config.distill.teacher = ""  # a run's folder, a transformers checkpoint's or its hub name; empty: none
+    config.distill.checkpoint = "best"  # best | last | quantised, of a run
+    config.distill.temperature = 2.0
+    config.distill.weight = 0.5  # of the soft loss, 1 - weight that of the labels
+    config.distill.hidden_weight = 0.0  # of the squared differences of the layers' outputs
+    config.distill.attention_weight = 0.0  # and of their attention scores
+
     config.pruning = config_dict.ConfigDict()
     config.pruning.method = "spt"
     config.pruning.schedule = "step"  # step | linear

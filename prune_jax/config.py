@@ -100,6 +100,7 @@ _CHOICES = {
     "model.name": tuple(MODELS),
     "model.init_checkpoint": ("best", "last", "quantised"),
     "model.size": tuple(SIZES),
+    "distill.checkpoint": ("best", "last", "quantised"),
     "model.dtype": ("float32", "bfloat16"),
     "model.activation": ACTIVATIONS,
     "data.source": ("hub", "tsv", "idx", "builtin", "auto"),
@@ -143,6 +144,10 @@ _RANGES = {  # key: (least, most, whether the bounds themselves are allowed)
     "train.checkpoint_every": (0, math.inf, True),
     "pretrain.epochs": (0, 1_000_000, True),
     "pretrain.learning_rate": (0, 1000, False),
+    "distill.temperature": (0, 1000, False),
+    "distill.weight": (0, 1, True),
+    "distill.hidden_weight": (0, math.inf, True),
+    "distill.attention_weight": (0, math.inf, True),
     "pruning.start_epoch": (0, math.inf, True),
     "pruning.end_epoch": (0, math.inf, True),
     "spt.epsilon": (0, 1, False),
@@ -488,7 +493,7 @@ def pretraining(config) -> config_dict.ConfigDict:
     dense = config.copy_and_resolve_references()
     dense.pruning.method = "baseline"
     dense.train.epochs, dense.train.learning_rate = config.pretrain.epochs, config.pretrain.learning_rate
-    dense.pretrain.epochs = 0
+    dense.pretrain.epochs, dense.distill.teacher = 0, ""
     return dense
 
 
