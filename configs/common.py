@@ -60,6 +60,14 @@ def get_config() -> config_dict.ConfigDict:
     config.pretrain.epochs = 0  # of a dense run in WORKDIR/pretrain, to start from its network; 0: none
     config.pretrain.learning_rate = 1e-3
 
+    config.distill = config_dict.ConfigDict()
+    config.distill.teacher = ""  # a run's folder, a transformers checkpoint's or its hub name; empty: none
+    config.distill.checkpoint = "best"  # best | last | quantised, of a run
+    config.distill.temperature = 2.0
+    config.distill.weight = 0.5  # of the soft loss, 1 - weight that of the labels
+    config.distill.hidden_weight = 0.0  # of the squared differences of the layers' outputs
+    config.distill.attention_weight = 0.0  # and of their attention scores
+
     config.pruning = config_dict.ConfigDict()
     config.pruning.method = "spt"
     config.pruning.schedule = "step"  # step | linear
@@ -77,7 +85,12 @@ def get_config() -> config_dict.ConfigDict:
     config.spt.explorations = 1  # passes a step
     config.spt.explore_per_layer = False
     config.spt.center = True
-    config.spt.credit = "weight"
+    config.spt.credit = "weight"  # weight | layer | group: who shares the reward of a pass
+    config.spt.inside = "magnitude"  # magnitude | movement: with credit=layer, who is closed first inside a layer
+    config.spt.control_variate = False  # score by the first-order effect, explore what it leaves unexplained
+    config.spt.antithetic = False  # passes in pairs whose samples have no gate in common
+    config.spt.candidates = "uniform"  # uniform | threshold: all open gates, or the lower half of each layer's scores
+    config.spt.absolute = False  # the size of an effect on the loss in place of its sign
     config.spt.chunk = placeholder(int)  # passes at once under vmap; unset: 1 on CPU, all elsewhere
 
     config.movement = config_dict.ConfigDict()

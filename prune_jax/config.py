@@ -100,6 +100,7 @@ _CHOICES = {
     "model.name": tuple(MODELS),
     "model.init_checkpoint": ("best", "last", "quantised"),
     "model.size": tuple(SIZES),
+    "distill.checkpoint": ("best", "last", "quantised"),
     "model.dtype": ("float32", "bfloat16"),
     "model.activation": ACTIVATIONS,
     "data.source": ("hub", "tsv", "idx", "builtin", "auto"),
@@ -108,7 +109,9 @@ _CHOICES = {
     "pruning.method": tuple(REGISTRY),
     "pruning.schedule": ("step", "linear"),
     "pruning.scope": ("local", "global"),
-    "spt.credit": ("weight",),
+    "spt.credit": ("weight", "layer", "group"),
+    "spt.inside": ("magnitude", "movement"),
+    "spt.candidates": ("uniform", "threshold"),
     "movement.threshold": ("hard", "soft"),
 }
 
@@ -141,6 +144,10 @@ _RANGES = {  # key: (least, most, whether the bounds themselves are allowed)
     "train.checkpoint_every": (0, math.inf, True),
     "pretrain.epochs": (0, 1_000_000, True),
     "pretrain.learning_rate": (0, 1000, False),
+    "distill.temperature": (0, 1000, False),
+    "distill.weight": (0, 1, True),
+    "distill.hidden_weight": (0, math.inf, True),
+    "distill.attention_weight": (0, math.inf, True),
     "pruning.start_epoch": (0, math.inf, True),
     "pruning.end_epoch": (0, math.inf, True),
     "spt.epsilon": (0, 1, False),
@@ -351,6 +358,8 @@ def _check_structure(config, notes: list[str]) -> None:
         raise _fail("pruning.structure", text, STRUCTURES) from None
     if structure.kind == "unstructured" or config.pruning.method == "baseline":
         return
+    if MODELS[model.name] != "text":
+        raise _fail("pruning.structure", text, f"unstructured with config.model.name={model.name}, which is no BERT")
     depth = model.d_model // model.num_heads
     widths = {"d_model": model.d_model, "d_ff": model.d_ff}
     widths |= {f"layer_ffn[{i}]": size for i, size in enumerate(model.layer_ffn or ())}
@@ -365,6 +374,30 @@ def _check_structure(config, notes: list[str]) -> None:
         final = sparsity_schedule(config)(config.train.epochs)
         if final * m < m - n:
             notes.append(f"the last target, {100 * final:g}% closed, is short of {text} ({100 * (1 - n / m):g}%)")
+
+
+def _check_spt(config) -> None:
+    cfg, structure = config.spt, config.pruning.structure
+    if config.pruning.method != "spt":
+        return
+    if cfg.antithetic and cfg.explorations % 2:
+        raise _fail("spt.explorations", cfg.explorations, "an even number with config.spt.antithetic, which pairs them")
+    if cfg.credit == "group" and parse(structure).kind in ("unstructured", "n:m"):
+        raise _fail("pruning.structure", structure, "head, ffn, head+ffn, block:RxC with config.spt.credit=group")
+    if cfg.credit == "layer":
+        for key in ("control_variate", "antithetic", "absolute"):
+            if cfg[key]:
+                raise _fail(f"spt.{key}", cfg[key], "False with config.spt.credit=layer, which scores no weights")
+        if cfg.candidates != "uniform":
+            raise _fail(
+                "spt.candidates", cfg.candidates, "uniform with config.spt.credit=layer, which scores no weights"
+            )
+    elif cfg.inside != "magnitude":
+        raise _fail(
+            "spt.inside", cfg.inside, f"magnitude with config.spt.credit={cfg.credit}, which has its own scores"
+        )
+    if cfg.inside == "movement" and structure != "unstructured":
+        raise _fail("pruning.structure", structure, "unstructured with config.spt.inside=movement")
 
 
 def _window_notes(config, notes: list[str]) -> None:
@@ -472,6 +505,7 @@ def resolve(config, environ: Mapping[str, str] = os.environ) -> tuple[config_dic
     _check_values(config)
     _window_notes(config, notes)
     _check_structure(config, notes)
+    _check_spt(config)
     config.lock()
     return config, notes
 
@@ -481,7 +515,7 @@ def pretraining(config) -> config_dict.ConfigDict:
     dense = config.copy_and_resolve_references()
     dense.pruning.method = "baseline"
     dense.train.epochs, dense.train.learning_rate = config.pretrain.epochs, config.pretrain.learning_rate
-    dense.pretrain.epochs = 0
+    dense.pretrain.epochs, dense.distill.teacher = 0, ""
     return dense
 
 

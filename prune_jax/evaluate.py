@@ -67,8 +67,8 @@ def metrics(task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {name: float(_METRICS[name](predicted, labels)) for name in task.metrics}
 
 
-def run(eval_step: Callable, task, split, batches, sharding=None) -> tuple[dict[str, float], float]:
-    """(metrics, mean loss) of a split; rows that fill up a batch are not counted.
+def outputs(eval_step: Callable, task, split, batches, sharding=None) -> tuple[np.ndarray, np.ndarray]:
+    """(logits (n, num_labels) float32, losses (n,)) of a split, in its order.
 
     Args:
       eval_step: batch -> (logits (batch, num_labels), losses (batch,)).
@@ -84,7 +84,7 @@ def run(eval_step: Callable, task, split, batches, sharding=None) -> tuple[dict[
             _store(*pending, logits, losses)
         pending = rows, found
     _store(*pending, logits, losses)
-    return metrics(task, logits, split.labels), float(losses.mean())
+    return logits, losses
 
 
 def _store(rows, found, logits, losses):
@@ -95,7 +95,7 @@ def dataset_columns(eval_step: Callable, dataset, batch_size: int, sharding=None
     """The columns eval_loss, eval_metric (the task's first metric on its first split), and all others by name.
 
     Args:
-      eval_step: as run's.
+      eval_step, sharding: as outputs's.
       batch_size: rounded up to a multiple of the devices.
     """
     task, devices, columns = dataset.task, jax.device_count(), {}
@@ -103,8 +103,9 @@ def dataset_columns(eval_step: Callable, dataset, batch_size: int, sharding=None
     for i, (name, split) in enumerate(dataset.evals.items()):
         suffix = "_" + name.removeprefix("dev_") if i else ""
         batches = batching.eval_batches(split, batch_size, dataset.buckets)
-        found, columns["eval_loss" + suffix] = run(eval_step, task, split, batches, sharding)
-        for j, (metric, value) in enumerate(found.items()):
+        logits, losses = outputs(eval_step, task, split, batches, sharding)
+        columns["eval_loss" + suffix] = float(losses.mean())
+        for j, (metric, value) in enumerate(metrics(task, logits, split.labels).items()):
             columns[f"eval_{metric}{suffix}" if i or j else "eval_metric"] = value
     return columns
 

@@ -1,7 +1,8 @@
-"""A run's network as a checkpoint that transformers loads.
+"""A run's network as a checkpoint that transformers loads, or as a StableHLO file.
 
-    python -m prune_jax.export RUN_DIR OUT_DIR [--kind=best|last] [--shrink] [--force]
+    python -m prune_jax.export RUN_DIR OUT_DIR [--format=hf|stablehlo] [--kind=best|last] [--shrink] [--int8] [--force]
 
+With --format=stablehlo OUT_DIR holds what prune_jax.stablehlo says, and the tokenizer; `load` reads it back. With hf
 OUT_DIR then holds config.json, model.safetensors and the tokenizer, for AutoModelForSequenceClassification and
 AutoTokenizer; closed weights are exact zeros. With --shrink, attention heads and feed-forward columns that are closed
 as a whole are cut out. BertConfig can say so only where every layer keeps all its heads and the same number of columns;
@@ -10,6 +11,7 @@ at the sizes). config.model.init_from loads both.
 """
 
 import argparse
+import functools
 import os
 import shutil
 import sys
@@ -19,29 +21,18 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from prune_jax import runs
+from prune_jax import runs, stablehlo
 from prune_jax import shrink as shrink_lib
 from prune_jax import workdir as workdir_lib
 from prune_jax.data.glue import get_task
 from prune_jax.errors import UserError
 from prune_jax.models import hf
+from prune_jax.stablehlo import load
 
+__all__ = ["checkpoint", "export", "load"]
+
+_FILES = {"hf": ("config.json", "model.safetensors"), "stablehlo": (stablehlo.SIDECAR, stablehlo.MODEL)}
 _CODE = Path(__file__).parent / "models" / "modeling_shrunk_bert.py"
-
-
-def _with_units(params, depth: int):
-    """params with kernels of size 0 where a layer has lost all its heads or columns already."""
-    found = dict(params)
-    for name in (name for name in params if name.startswith("layer_")):
-        layer, d_model = dict(params[name]), params[name]["attention_norm"]["bias"].size
-        for inner, outer in ((("query", "key", "value"), "attention_output"), (("ffn_hidden",), "ffn_output")):
-            if "kernel" in layer[outer]:
-                continue
-            layer[outer] = {"kernel": np.zeros((0, d_model), np.float32), **layer[outer]}
-            for module in inner:
-                layer[module] = {"kernel": np.zeros((d_model, 0), np.float32), "bias": np.zeros(0, np.float32)}
-        found[name] = layer
-    return found
 
 
 def checkpoint(network: runs.Network, shrink: bool = False) -> tuple[dict, dict[str, np.ndarray]]:
@@ -51,7 +42,7 @@ def checkpoint(network: runs.Network, shrink: bool = False) -> tuple[dict, dict[
         raise UserError("only a BERT can be exported to transformers; this run's network is none")
     task = get_task(config.data.task, config.data.source)
     depth = model.d_model // model.num_heads
-    params = _with_units(shrink_lib.merge(network.params, network.gates), depth)
+    params = shrink_lib.with_units(shrink_lib.merge(network.params, network.gates))
     heads = model.get("layer_heads") or (model.num_heads,) * model.num_layers
     d_ff = model.get("layer_ffn") or (model.d_ff,) * model.num_layers
     if shrink:
@@ -87,7 +78,7 @@ def checkpoint(network: runs.Network, shrink: bool = False) -> tuple[dict, dict[
     return found, hf.state_dict(params)
 
 
-def _check_target(run: Path, target: Path, force: bool) -> None:
+def _check_target(run: Path, target: Path, files: tuple[str, ...], force: bool) -> None:
     if target == run or target in run.parents:
         raise UserError(f"{target} is or holds the run itself; choose another folder")
     if target.exists() and not target.is_dir():
@@ -95,8 +86,8 @@ def _check_target(run: Path, target: Path, force: bool) -> None:
     if target.is_dir() and any(target.iterdir()):
         if not force:
             raise UserError(f"{target} is not empty; choose another folder, or --force to replace an earlier export")
-        if not all((target / name).is_file() for name in ("config.json", "model.safetensors")):
-            raise UserError(f"{target} is not an earlier export (config.json, model.safetensors): it is left as it is")
+        if not all((target / name).is_file() for name in files):
+            raise UserError(f"{target} is not an earlier export ({', '.join(files)}): it is left as it is")
 
 
 def _write_tokenizer(run: Path, folder: Path, max_positions: int) -> int:
@@ -114,28 +105,46 @@ def _write_tokenizer(run: Path, folder: Path, max_positions: int) -> int:
     return backend.token_to_id(settings.get("pad_token", "[PAD]")) or 0
 
 
-def export(run, target, kind: str = "best", shrink: bool = False, force: bool = False) -> dict:
-    """Writes the network of the run in `run` to the folder `target`, whole or not at all. Returns its config.json.
+def _fill_hf(run: Path, config_json: dict, tensors: dict[str, np.ndarray], folder: Path) -> dict:
+    import safetensors.numpy
+
+    config_json["pad_token_id"] = _write_tokenizer(run, folder, config_json["max_position_embeddings"])
+    workdir_lib.write_json(folder / "config.json", config_json)
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    if "auto_map" in config_json:
+        shutil.copyfile(_CODE, folder / _CODE.name)
+    return config_json
+
+
+def _fill_stablehlo(run: Path, network: runs.Network, int8: bool, shrink: bool, folder: Path) -> dict:
+    if "token_embedding" in network.params:
+        _write_tokenizer(run, folder, network.params["position_embedding"]["embedding"].shape[0])
+    return stablehlo.write(network, folder, int8, shrink)
+
+
+def export(
+    run, target, kind: str = "best", shrink: bool = False, force: bool = False, form: str = "hf", int8: bool = False
+) -> dict:
+    """Writes the network of the run in `run` to the folder `target`, whole or not at all.
+
+    Returns its config.json or, where form is "stablehlo" in place of "hf", its model.json.
 
     Raises:
       UserError: there is no such run or checkpoint, or target holds something that is not an earlier export.
     """
-    import safetensors.numpy
-
     run, target = Path(os.path.realpath(run)), Path(os.path.realpath(target))
     network = runs.load(run, kind)
-    _check_target(run, target, force)
-    config_json, tensors = checkpoint(network, shrink)
+    _check_target(run, target, _FILES[form], force)
+    if form == "hf":
+        fill = functools.partial(_fill_hf, run, *checkpoint(network, shrink))
+    else:
+        fill = functools.partial(_fill_stablehlo, run, network, int8, shrink)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
             folder, old = Path(scratch) / "new", Path(scratch) / "old"
             folder.mkdir()
-            config_json["pad_token_id"] = _write_tokenizer(run, folder, config_json["max_position_embeddings"])
-            workdir_lib.write_json(folder / "config.json", config_json)
-            safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-            if "auto_map" in config_json:
-                shutil.copyfile(_CODE, folder / _CODE.name)
+            written = fill(folder)
             if target.exists():
                 os.rename(target, old)
             try:
@@ -146,23 +155,32 @@ def export(run, target, kind: str = "best", shrink: bool = False, force: bool = 
                 raise
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
-    return config_json
+    return written
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m prune_jax.export", description=__doc__.splitlines()[0])
     parser.add_argument("run", metavar="RUN_DIR")
     parser.add_argument("target", metavar="OUT_DIR")
-    parser.add_argument("--format", choices=("hf",), default="hf")
+    parser.add_argument("--format", choices=tuple(_FILES), default="hf")
     parser.add_argument("--kind", choices=("best", "last"), default="best", help="which checkpoint of the run")
     parser.add_argument("--shrink", action="store_true", help="cut out heads and feed-forward columns that are closed")
+    parser.add_argument("--int8", action="store_true", help="stablehlo: 8 bits a weight, a scale an output channel")
     parser.add_argument("--force", action="store_true", help="replace an earlier export in OUT_DIR")
     args = parser.parse_args(argv)
     try:
-        written = export(args.run, args.target, args.kind, args.shrink, args.force)
+        if args.int8 and args.format == "hf":
+            raise UserError("--int8 needs --format=stablehlo: a BERT of transformers has no 8-bit weights")
+        written = export(args.run, args.target, args.kind, args.shrink, args.force, args.format, args.int8)
     except UserError as error:
         print(f"export: {error}", file=sys.stderr)
         return 2
+    if args.format == "stablehlo":
+        print(
+            f"{args.target}: {written['weights']}, {written['bytes']:,} bytes; largest logit difference "
+            f"{written['largest_logit_difference']:.2e} where the largest logit is {written['largest_logit']:.2f}"
+        )
+        return 0
     sizes = "".join(f", {key} {written[key]}" for key in ("layer_heads", "layer_ffn") if key in written)
     how = "; load it with trust_remote_code=True" if "auto_map" in written else ""
     print(f"{args.target}: {written['architectures'][0]}{sizes}{how}")

@@ -28,8 +28,9 @@ Tree = Any
 
 
 def _module_names(gates: Tree) -> list[str]:
-    """The name of the module that owns each gate leaf, in leaf order."""
-    return [path[-2].key for path, _ in jax.tree_util.tree_leaves_with_path(gates)]
+    """The name of the module that owns each gate leaf, in leaf order; of a leaf of units (groups.sums) their kind."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(gates)]
+    return [path[-2 if path[-1].key == "kernel" else -1].key for path in paths]
 
 
 def layer_types(gates: Tree) -> list[str]:
@@ -104,7 +105,14 @@ def sparsity(gates: Tree) -> float:
 # Sampling ------------------------------------------------------------------------------------------------------------
 
 
-def sample(key: jax.Array, step: jax.Array, explore_pass: jax.Array, gates: Tree, epsilon: list[jax.Array]) -> Tree:
+def sample(
+    key: jax.Array,
+    step: jax.Array,
+    explore_pass: jax.Array,
+    gates: Tree,
+    epsilon: list[jax.Array],
+    antithetic: bool = False,
+) -> Tree:
     """The open gates that one exploration pass closes.
 
     The sample of pass e in layer l is a pure function of (key, step, e, l): whoever needs it again computes it again.
@@ -112,14 +120,17 @@ def sample(key: jax.Array, step: jax.Array, explore_pass: jax.Array, gates: Tree
 
     Args:
       key: a typed PRNG key; step, explore_pass: int32 scalars; epsilon: a float32 scalar a leaf, in leaf order.
+      antithetic: passes 2i and 2i + 1 share their random bits, the second with every bit flipped, so that up to
+        epsilon = 1/2 no gate is in both.
     Returns:
       boolean arrays of the gates' shapes, True where the pass closes the gate.
     """
     leaves, treedef = jax.tree.flatten(gates)
-    stream = jax.random.fold_in(jax.random.fold_in(key, step), explore_pass)
+    stream = jax.random.fold_in(jax.random.fold_in(key, step), explore_pass // 2 if antithetic else explore_pass)
     seeds = jax.random.bits(stream, (len(leaves), 2), jnp.uint32)
+    flip = -(explore_pass % 2).astype(jnp.uint32) if antithetic else jnp.uint32(0)
     drawn = [
-        leaf & ((hashed_bits(seeds[l], leaf.shape) >> 8).astype(jnp.float32) < epsilon[l] * 2.0**24)
+        leaf & (((hashed_bits(seeds[l], leaf.shape) ^ flip) >> 8).astype(jnp.float32) < epsilon[l] * 2.0**24)
         for l, leaf in enumerate(leaves)
     ]
     return jax.tree.unflatten(treedef, drawn)
@@ -153,6 +164,17 @@ def _bisect(keys: list[jax.Array], k: jax.Array) -> jax.Array:
         return jnp.where(below < k, trial, found)
 
     return jax.lax.fori_loop(0, 32, fix_bit, jnp.uint32(0))
+
+
+def lowest_threshold(score: jax.Array, gate: jax.Array, share: jax.Array) -> jax.Array:
+    """() uint32, for among_lowest: a mark that this share of a kernel's open gates, and at least one, is not above."""
+    k = jnp.ceil(share * jnp.sum(gate, dtype=jnp.float32)).astype(jnp.uint32)
+    return _bisect(_candidates([score], [gate]), jnp.maximum(k, 1))
+
+
+def among_lowest(score: jax.Array, gate: jax.Array, threshold: jax.Array) -> jax.Array:
+    """Booleans: the open gates whose score is at or below the threshold."""
+    return gate & (_order_key(score) <= threshold)
 
 
 @jax.jit
@@ -208,6 +230,20 @@ def _close(gates: list[jax.Array], scores: list[jax.Array], k: int, key: jax.Arr
     return _close_below(gates, keys, threshold, limit, seeds)
 
 
+def close_counts(gates: Tree, scores: Tree, counts: list[int], key: jax.Array) -> Tree:
+    """Closes counts[l] open gates of leaf l, those with the lowest scores, ties at random. Not a jitted function."""
+    leaves, treedef = jax.tree.flatten(gates)
+    values = treedef.flatten_up_to(scores)
+    for l, k in enumerate(counts):
+        (leaves[l],) = _close([leaves[l]], [values[l]], k, jax.random.fold_in(key, l))
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def newly_closed(gates: Tree, new: Tree) -> list[int]:
+    """How many gates of each leaf are open in `gates` and closed in `new`, in leaf order; masks only shrink."""
+    return [before - after for before, after in zip(_open_counts(gates), _open_counts(new), strict=True)]
+
+
 def close_lowest(gates: Tree, scores: Tree, target: float, key: jax.Array, scope: str = "local") -> Tree:
     """Closes open gates, lowest score first, until the target fraction of each selection group is closed.
 
@@ -237,8 +273,6 @@ def close_lowest(gates: Tree, scores: Tree, target: float, key: jax.Array, scope
     if scope == "global":
         size = sum(leaf.size for leaf in leaves)
         leaves = _close(leaves, values, round(target * size) - (size - sum(opened)), key)
-    else:
-        for l, leaf in enumerate(leaves):
-            k = round(target * leaf.size) - (leaf.size - opened[l])
-            (leaves[l],) = _close([leaf], [values[l]], k, jax.random.fold_in(key, l))
-    return jax.tree.unflatten(treedef, leaves)
+        return jax.tree.unflatten(treedef, leaves)
+    counts = [round(target * leaf.size) - (leaf.size - n) for leaf, n in zip(leaves, opened, strict=True)]
+    return close_counts(gates, scores, counts, key)

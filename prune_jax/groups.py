@@ -18,6 +18,23 @@ from prune_jax.structure import Structure
 Tree = Any
 
 
+class Units(NamedTuple):
+    """What is drawn, scored and closed as one: the groups of a structure, or every gate by itself.
+
+    Attributes:
+      of: (gates) -> booleans, one a unit, open as long as one of its gates is.
+      totals: (tree like gates) -> the sum over each unit.
+      spread: (gates, opened) -> the gates with every gate of a closed unit closed.
+      close: (gates, scores of the units, target, key, scope) -> gates, as Closer.close; a unit's score is that of all
+        its gates together, and goes by its size.
+    """
+
+    of: Callable
+    totals: Callable
+    spread: Callable
+    close: Callable
+
+
 class Closer(NamedTuple):
     """How a method closes gates; it knows no more of the structure.
 
@@ -25,10 +42,12 @@ class Closer(NamedTuple):
       close: (gates, scores, target, key, scope) -> gates, as gates.close_lowest, with groups in the place of gates. The
         closed fraction of the covered kernels comes within one group of the target.
       below: (gates, scores, threshold) -> the closed fraction if every open group scored below the threshold closed.
+      units: the groups, None where there are none (unstructured, n:m).
     """
 
     close: Callable
     below: Callable
+    units: Units | None = None
 
 
 def create(config) -> Closer:
@@ -144,35 +163,46 @@ def _close_by_size(groups: Tree, scores: Tree, sizes: Tree, target: float, key: 
 
 
 def _grouped(structure: Structure, depth: int) -> Closer:
+    def totals(tree):
+        return sums(structure, tree, depth)
+
+    def units_of(gates):
+        return jax.tree.map(lambda n: n > 0, totals(gates))
+
     @jax.jit
     def pool(gates, scores):
-        ones = sums(structure, jax.tree.map(jnp.ones_like, gates), depth)
-        masked = sums(structure, jax.tree.map(lambda gate, s: jnp.where(gate, s, 0), gates, scores), depth)
-        opened = jax.tree.map(lambda n: n > 0, sums(structure, gates, depth))
-        return opened, jax.tree.map(jnp.divide, masked, ones)
+        ones = totals(jax.tree.map(jnp.ones_like, gates))
+        masked = totals(jax.tree.map(lambda gate, s: jnp.where(gate, s, 0), gates, scores))
+        return units_of(gates), jax.tree.map(jnp.divide, masked, ones)
 
     @jax.jit
     def spread(gates, opened):
         return close_groups(structure, gates, opened, depth)
 
     def sizes(gates):
-        found = jax.eval_shape(lambda gates: sums(structure, gates, depth), gates)
+        found = jax.eval_shape(totals, gates)
         if structure.kind == "block":
             return jax.tree.map(lambda _: structure.sizes[0] * structure.sizes[1], found)
         members = {"heads": lambda layer: 4 * depth * layer["query"]["kernel"].shape[0],
                    "ffn": lambda layer: 2 * layer["ffn_hidden"]["kernel"].shape[0]}  # fmt: skip
         return {name: {kind: members[kind](gates[name]) for kind in groups} for name, groups in found.items()}
 
-    def close(gates, scores, target, key, scope="local"):
-        opened, means = pool(gates, scores)
+    def close_means(gates, opened, means, target, key, scope):
         if structure.kind == "head+ffn" and scope == "global":
             return spread(gates, _close_by_size(opened, means, sizes(gates), target, key))
         return spread(gates, gates_lib.close_lowest(opened, means, target, key, scope))
 
+    def close(gates, scores, target, key, scope="local"):
+        return close_means(gates, *pool(gates, scores), target, key, scope)
+
+    def close_units(gates, scores, target, key, scope="local"):
+        means = jax.tree.map(jnp.divide, scores, sizes(gates))
+        return close_means(gates, units_of(gates), means, target, key, scope)
+
     def below(gates, scores, threshold):
         return _below(*pool(gates, scores), threshold, sizes(gates))
 
-    return Closer(close, below)
+    return Closer(close, below, Units(units_of, totals, spread, close_units))
 
 
 # n:m -----------------------------------------------------------------------------------------------------------------

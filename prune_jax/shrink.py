@@ -35,6 +35,21 @@ def _dense(layer: Tree, name: str, columns: np.ndarray | None = None, rows: np.n
     return {"kernel": kernel[:, columns], "bias": bias[columns]}
 
 
+def with_units(params: Tree) -> Tree:
+    """params with kernels of size 0 where a layer has lost all its heads or columns already."""
+    found = dict(params)
+    for name in (name for name in params if name.startswith("layer_")):
+        layer, d_model = dict(params[name]), params[name]["attention_norm"]["bias"].size
+        for inner, outer in ((("query", "key", "value"), "attention_output"), (("ffn_hidden",), "ffn_output")):
+            if "kernel" in layer[outer]:
+                continue
+            layer[outer] = {"kernel": np.zeros((0, d_model), np.float32), **layer[outer]}
+            for module in inner:
+                layer[module] = {"kernel": np.zeros((d_model, 0), np.float32), "bias": np.zeros(0, np.float32)}
+        found[name] = layer
+    return found
+
+
 def shrink(params: Tree, depth: int) -> tuple[Tree, tuple[int, ...], tuple[int, ...]]:
     """Cuts out the heads and the feed-forward columns of a Bert that no weight leads out of.
 

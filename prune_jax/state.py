@@ -35,14 +35,23 @@ class TrainState:
     key: jax.Array
 
 
-def _apply(model, params: Tree, gates: Tree, batch: Batch, dropout_key=None) -> jax.Array:
-    """(batch, num_labels) float32 logits; dropout only where a key is given."""
-    return model.apply(
+def apply(model, params: Tree, gates: Tree, batch: Batch, dropout_key=None, capture: bool = False):
+    """(batch, num_labels) float32 logits; dropout only where a key is given.
+
+    With `capture`, (logits, what the layers of a Bert sow: {"hidden", "attention"}, a list of an array a layer each).
+    """
+    found = model.apply(
         {"params": params, "gates": gates},
         *(batch[name] for name in model.inputs),
         deterministic=dropout_key is None,
         rngs=None if dropout_key is None else {"dropout": dropout_key},
+        mutable=["intermediates"] if capture else False,
     )
+    if not capture:
+        return found
+    logits, sown = found[0], found[1]["intermediates"]
+    layers = [sown[f"layer_{i}"] for i in range(len(sown))]
+    return logits, {name: [layer[name][0] for layer in layers if name in layer] for name in ("hidden", "attention")}
 
 
 def example_losses(logits: jax.Array, labels: jax.Array, regression: bool) -> jax.Array:
@@ -54,7 +63,7 @@ def example_losses(logits: jax.Array, labels: jax.Array, regression: bool) -> ja
 
 def batch_loss(model, params: Tree, gates: Tree, batch: Batch, dropout_key=None) -> jax.Array:
     """() float32: the mean loss of the batch's real rows (weight 1); dropout only where a key is given."""
-    losses = example_losses(_apply(model, params, gates, batch, dropout_key), batch["labels"], model.regression)
+    losses = example_losses(apply(model, params, gates, batch, dropout_key), batch["labels"], model.regression)
     return jnp.sum(losses * batch["weights"]) / jnp.maximum(jnp.sum(batch["weights"]), 1)
 
 
@@ -74,20 +83,27 @@ def init_state(model, method: Method, optimizer, key: jax.Array) -> TrainState:
     )
 
 
-def make_train_step(model, method: Method, optimizer) -> Callable:
-    """(state, batch, learning_rates, hyper) -> (state, loss): one optimizer step, then the method's after_step.
+def make_train_step(model, method: Method, optimizer, training_loss: Callable | None = None) -> Callable:
+    """(state, batch, learning_rates, hyper, teacher=None) -> (state, loss): one optimizer step, then the after_step.
 
     Not jitted; the caller jits it with the state donated. learning_rates and hyper are dicts of () float32 arrays.
     The loss is () float32, the batch's training loss with its penalty.
+
+    Args:
+      training_loss: (model, params, gates, batch, dropout_key, teacher) -> () float32 in the place of batch_loss, with
+        a teacher's variables or None (prune_jax.distill). What a method explores stays batch_loss.
     """
 
-    def train_step(state: TrainState, batch: Batch, learning_rates, hyper):
+    def train_step(state: TrainState, batch: Batch, learning_rates, hyper, teacher: Tree = None):
         dropout_key = jax.random.fold_in(jax.random.fold_in(state.key, 0), state.step)
         leaves = {"params": state.params, "method": state.method["trainable"]}
 
         def loss_fn(leaves):
             gates = method.training_gates(state.gates, leaves["method"])
-            loss = batch_loss(model, leaves["params"], gates, batch, dropout_key)
+            if training_loss is None:
+                loss = batch_loss(model, leaves["params"], gates, batch, dropout_key)
+            else:
+                loss = training_loss(model, leaves["params"], gates, batch, dropout_key, teacher)
             return loss + method.penalty(leaves["params"], state.gates, leaves["method"], state.step, hyper)
 
         loss, grads = jax.value_and_grad(loss_fn)(leaves)
@@ -119,7 +135,7 @@ def make_eval_step(model) -> Callable:
     """(params, gates, batch) -> (logits (batch, num_labels) float32, losses (batch,) float32), without dropout."""
 
     def eval_step(params, gates, batch):
-        logits = _apply(model, params, gates, batch)
+        logits = apply(model, params, gates, batch)
         return logits, example_losses(logits, batch["labels"], model.regression)
 
     return eval_step

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from prune_jax import checkpoint, data, evaluate, initial, methods, models, optim, report, schedules
+from prune_jax import checkpoint, data, distill, evaluate, initial, methods, models, optim, report, schedules
 from prune_jax import config as config_lib
 from prune_jax import gates as gates_lib
 from prune_jax import state as state_lib
@@ -109,7 +109,7 @@ _START = {
 class _Loop:
     """A run under way: what stays fixed as attributes, what moves as `state` (arrays) and `progress` (JSON)."""
 
-    def __init__(self, config, dataset, workdir: Path, console, resuming: bool, shardings):
+    def __init__(self, config, dataset, workdir: Path, console, resuming: bool, shardings, teacher=None):
         self.config, self.dataset, self.workdir, self.console = config, dataset, workdir, console
         self.replicated, self.rows = replicated, _ = shardings
         self.schedule = schedules.sparsity_schedule(config)
@@ -143,7 +143,10 @@ class _Loop:
         resume_epoch = self.progress["epoch"] if resuming else None
         self.writer = report.MetricsWriter(workdir, resume_epoch, config, config.report.sinks)
 
-        self.train_step = jax.jit(state_lib.make_train_step(model, self.method, optimizer), donate_argnums=0)
+        loss = distill.training_loss(config.distill, teacher) if teacher else None
+        self.train_step = jax.jit(state_lib.make_train_step(model, self.method, optimizer, loss), donate_argnums=0)
+        in_step = teacher is not None and distill.in_step(config.distill)
+        self.teacher = jax.device_put(teacher.variables, replicated) if in_step else None
         self.eval_step = jax.jit(state_lib.make_eval_step(model))
         run = {"num_examples": len(dataset.train), "num_steps": num_steps}
         self.hyper = {name: np.float32(value) for name, value in {**run, **self.method.hyper}.items()}
@@ -215,7 +218,7 @@ class _Loop:
             for batch in batches:
                 step = epoch * self.steps_per_epoch + progress["batch"]
                 batch = jax.device_put(batch, self.rows)
-                self.state, loss = self.train_step(self.state, batch, self.rates(step), self.hyper)
+                self.state, loss = self.train_step(self.state, batch, self.rates(step), self.hyper, self.teacher)
                 step += 1
                 progress["batch"] += 1
                 self.settle(pending, bar)
@@ -345,6 +348,7 @@ def train_and_evaluate(config, workdir) -> dict:
             f"config.model.vocab_size is {rows}, but the tokenizer has {vocab_size} tokens "
             f"({dataset.tokenizer.origin}); allowed: {allowed}"
         )
+    teacher = distill.load(config, dataset)
     workdir = Path(workdir)
     config_json = config_lib.to_json(config)
     resuming = workdir_lib.prepare(workdir, config_json)
@@ -357,7 +361,12 @@ def train_and_evaluate(config, workdir) -> dict:
         if dataset.tokenizer:
             dataset.tokenizer.save(workdir / "tokenizer")
         workdir_lib.write_json(workdir / "provenance.json", workdir_lib.provenance(str(jax.devices()[0])))
-    summary = _Loop(config, dataset, workdir, console, resuming, shardings).run()
+    if not distill.changes_loss(config.distill):
+        teacher = None
+    if teacher:
+        dataset, line = distill.teach(teacher, config, dataset, shardings[1])
+        console.log(line)
+    summary = _Loop(config, dataset, workdir, console, resuming, shardings, teacher).run()
     for line in _closing_lines(summary, workdir):
         console.log(line)
     return summary

@@ -10,7 +10,7 @@ import pytest
 from prune_jax import gates as gates_lib
 from prune_jax import methods, optim
 from prune_jax import state as state_lib
-from prune_jax.methods import magnitude, movement, spt
+from prune_jax.methods import exploration, magnitude, movement, spt, spt_layers
 from prune_jax.methods.base import StepInfo
 from prune_jax.models import Bert, BertConfig
 
@@ -22,6 +22,7 @@ def config(method="spt", **changes):
         pruning=Namespace(method=method, scope="local", structure="unstructured"),
         spt=Namespace(
             epsilon=0.2, reward_alpha=0.125, explorations=1, explore_per_layer=False, center=True, credit="weight",
+            inside="magnitude", control_variate=False, antithetic=False, candidates="uniform", absolute=False,
             chunk=None,
         ),
         movement=Namespace(frequency=3, threshold="hard", tau=0.1, score_learning_rate=0.1, penalty=1.0),
@@ -70,7 +71,13 @@ def test_importance_of_an_essential_group_is_positive_and_of_a_useless_one_is_no
     all_of = {"query": [1.0, 0.0], "useless": [0.0, 1.0]}
     for name, epsilon in all_of.items():
         info = info_for(params, gates, planted_loss)
-        found = spt.importances(info, [jnp.float32(e) for e in epsilon], explorations=2, chunk=1)
+        sample = [jnp.float32(e) for e in epsilon]
+
+        def gates_of(e, info=info, sample=sample):
+            drawn = gates_lib.sample(info.key, info.step, e, info.gates, sample)
+            return jax.tree.map(lambda gate, out: gate & ~out, info.gates, drawn)
+
+        found = exploration.importances(info, gates_of, explorations=2, chunk=1)
         assert found.shape == (2,)
         assert (found == (20.0 if name == "query" else 0.0)).all()
 
@@ -165,6 +172,157 @@ def test_per_layer_mode_explores_one_type_a_step_in_cyclic_order_and_shows_the_t
     means = [float(cell) for cell in lines[1].split()]
     np.testing.assert_allclose(means, [-0.2, -2.0, -20.0], rtol=0.3)
     assert not np.asarray(new["epoch_count"]).any() and np.asarray(new["visited"]["query"]["kernel"]).any()
+
+
+def sines(seed=0):
+    """(params, gates, loss, numpy kernels, numpy gates, names in leaf order) whose loss is a sum over open weights."""
+    rng = np.random.default_rng(seed)
+    params = tree(query=rng.normal(size=(5, 8)).astype(np.float32), key=rng.normal(size=(6, 4)).astype(np.float32))
+    gates = jax.tree.map(lambda p: jnp.asarray(rng.random(p.shape) < 0.8), params)
+
+    def loss(params, gates):
+        return sum(jnp.sum(jnp.sin(p) * g) for p, g in zip(*map(jax.tree.leaves, (params, gates)), strict=True))
+
+    names = ("key", "query")
+    kernel = {n: np.asarray(params[n]["kernel"], np.float64) for n in names}
+    return params, gates, loss, kernel, {n: np.asarray(gates[n]["kernel"]) for n in names}, names
+
+
+def test_antithetic_passes_share_no_gate_and_the_first_is_as_without_them():
+    gates = tree(query=jnp.ones((50, 60), bool))
+
+    def draw(e, *antithetic):
+        drawn = gates_lib.sample(KEY, jnp.int32(3), jnp.int32(e), gates, [jnp.float32(0.3)], *antithetic)
+        return np.asarray(drawn["query"]["kernel"])
+
+    draws = [draw(e, True) for e in range(4)]
+    assert not (draws[0] & draws[1]).any() and not (draws[2] & draws[3]).any() and (draws[0] & draws[2]).any()
+    assert all(abs(drawn.mean() - 0.3) < 0.03 for drawn in draws)
+    np.testing.assert_array_equal(draws[0], draw(0))
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_the_control_variate_leaves_a_numpy_replay_of_its_residuals(absolute):
+    params, gates, loss, kernel, opened, names = sines()
+    cfg = config(
+        spt__control_variate=True, spt__antithetic=True, spt__explorations=2, spt__absolute=absolute, spt__center=False
+    )
+    method = spt.create(cfg)
+    grads = jax.grad(lambda p: loss(p, gates))(params)
+    state, hyper = method.init(params, gates), {"epsilon": jnp.float32(0.2), "reward_alpha": jnp.float32(0.125)}
+    for step in range(5):
+        state = method.after_step(info_for(params, gates, loss, step, hyper, grads), state)
+
+    size = np.abs if absolute else (lambda x: x)
+    first = {n: -np.cos(kernel[n]) * kernel[n] * opened[n] for n in names}
+    scores, seen = {n: np.zeros(kernel[n].shape) for n in names}, {n: np.zeros(kernel[n].shape, bool) for n in names}
+    for step in range(5):
+        for e in range(2):
+            drawn = gates_lib.sample(KEY, jnp.int32(step), jnp.int32(e), gates, [jnp.float32(0.2)] * 2, True)
+            drawn = {n: np.asarray(drawn[n]["kernel"]) for n in names}
+            left = -sum((np.sin(kernel[n])[drawn[n]]).sum() + first[n][drawn[n]].sum() for n in names)
+            share = size(left) / sum(d.sum() for d in drawn.values())
+            for n in names:
+                moved = np.where(seen[n], share / 8 + 7 / 8 * scores[n], share)
+                scores[n], seen[n] = np.where(drawn[n], moved, scores[n]), seen[n] | drawn[n]
+    order = spt.closing_order(state)
+    for n in names:
+        np.testing.assert_allclose(state["scores"][n]["kernel"], scores[n], atol=2e-6)
+        np.testing.assert_allclose(order[n]["kernel"], scores[n] + size(first[n]), atol=3e-6)
+
+
+def test_candidates_near_the_threshold_are_the_lower_half_of_each_layer():
+    params, gates = planted()
+    cfg = config(spt__candidates="threshold", spt__epsilon=0.4)
+    method, hyper = spt.create(cfg), {"epsilon": jnp.float32(0.4), "reward_alpha": jnp.float32(0)}
+    state = method.init(params, gates)
+    state["scores"] = jax.tree.map(lambda gate: jnp.arange(40.0).reshape(1, 40), gates)
+    seen = np.zeros(40, bool)
+    for step in range(8):  # at twice epsilon each of the lower half is left out once in 2.6e-6 of the time
+        new = method.after_step(info_for(params, gates, planted_loss, step, hyper), state)
+        seen |= np.asarray(new["visited"]["query"]["kernel"])[0]
+    np.testing.assert_array_equal(seen, np.arange(40) < 20)
+    assert not bool(new["stale"]) and bool(method.end_epoch(gates, new)[0]["stale"])
+
+
+def test_layers_take_turns_and_their_marginal_losses_replay_in_numpy():
+    params, gates, loss, kernel, opened, names = sines()
+    cfg = config(spt__credit="layer", spt__explorations=3, spt__epsilon=0.25)
+    state = explore(spt.create(cfg), params, gates, loss, 3, cfg)
+    found = {}
+    for n in names:
+        k = int(np.ceil(np.float32(0.25) * opened[n].sum()))
+        bar = np.sort(np.abs(kernel[n])[opened[n]])[k - 1]
+        nexts = opened[n] & (np.abs(kernel[n]) <= bar)
+        assert nexts.sum() == k
+        found[n] = -np.sin(kernel[n])[nexts].sum(), (kernel[n][nexts] ** 2).sum()
+    # The network stands still, so that an average of equal values is that value, and 9 passes are 5 of one layer.
+    np.testing.assert_allclose(state["importance"], [found[n][0] for n in names], atol=1e-5)
+    np.testing.assert_allclose(state["squares"], [found[n][1] for n in names], rtol=1e-5)
+    assert np.asarray(state["explored"]).all()
+    order = [gates_lib.present_types(gates).index(n) for n in names]
+    np.testing.assert_array_equal(np.asarray(state["epoch_count"])[order], [5, 4])
+
+
+def test_curvatures_by_hand():
+    found = spt_layers.curvatures(np.float32([2, -1, 9, 0]), np.float32([4, 1, 1, 0]), np.array([1, 1, 1, 0], bool))
+    np.testing.assert_allclose(found, [0.5, 9e-3, 9, 9.5 / 3], rtol=1e-6)
+    none = np.zeros(2, np.float32)
+    np.testing.assert_array_equal(spt_layers.curvatures(none, none, none.astype(bool)), [1, 1])
+
+
+@pytest.mark.parametrize("inside", ["magnitude", "movement"])
+def test_budgets_are_those_of_one_water_level_and_empty_no_layer(inside):
+    rng = np.random.default_rng(1)
+    params = tree(query=rng.normal(size=(10, 20)).astype(np.float32), key=rng.normal(size=(10, 20)).astype(np.float32))
+    gates = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
+    method = spt.create(config(spt__credit="layer", spt__inside=inside))
+    state = {
+        "importance": jnp.float32([1.0, 100.0]),  # key, query
+        "squares": jnp.ones(2),
+        "explored": jnp.ones(2, bool),
+        "movement": jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params),
+    }
+    cost = {"key": np.asarray(params["key"]["kernel"]) ** 2, "query": 100 * np.asarray(params["query"]["kernel"]) ** 2}
+    level = np.sort(np.concatenate([c.ravel() for c in cost.values()]))[199]
+    for target in (0.5, 1.0):
+        new = method.prune(KEY, params, gates, {}, state, target, True)
+        closed = {n: ~np.asarray(new[n]["kernel"]) for n in cost}
+        assert sum(c.sum() for c in closed.values()) == round(target * 400)
+        if target == 0.5:
+            for n in cost:
+                assert closed[n].sum() == (cost[n] <= level).sum()
+                order = cost[n] if inside == "magnitude" else np.asarray(state["movement"][n]["kernel"])
+                assert order[closed[n]].max() < order[~closed[n]].min()
+            assert closed["key"].sum() > 3 * closed["query"].sum()
+    almost = method.prune(KEY, params, gates, {}, state, 398 / 400, True)
+    assert [int(np.asarray(almost[n]["kernel"]).sum()) for n in cost] == [1, 1]
+
+
+def test_heads_and_columns_are_explored_scored_and_closed_as_units():
+    shapes = dict.fromkeys(("query", "key", "value", "attention_output"), (8, 8))
+    shapes |= {"ffn_hidden": (8, 16), "ffn_output": (16, 8)}
+    params = {"layer_0": {n: {"kernel": jnp.ones(shape)} for n, shape in shapes.items()}}
+    gates = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
+
+    def loss(params, gates):  # head h is worth h, the columns from 8 on are worth 1 each
+        layer = gates["layer_0"]
+        heads = jnp.arange(4.0).repeat(2)[:, None] * layer["attention_output"]["kernel"] / 16
+        return -jnp.sum(heads) - jnp.sum(layer["ffn_output"]["kernel"][8:]) / 8
+
+    cfg = config(spt__credit="group", spt__epsilon=0.01, spt__center=False)
+    cfg.pruning.structure, cfg.model = "head+ffn", Namespace(d_model=8, num_heads=4)
+    method = spt.create(cfg)
+    state = explore(method, params, gates, loss, 300, cfg)
+    scores = jax.tree.map(np.asarray, state["scores"]["layer_0"])
+    assert scores["heads"].shape == (4,) and scores["ffn"].shape == (16,)
+    assert np.asarray(state["visited"]["layer_0"]["heads"]).all()
+    assert scores["heads"][3] > scores["heads"][0] + 1 and scores["ffn"][8:].mean() > scores["ffn"][:8].mean() + 0.5
+    state["scores"] = {"layer_0": {"heads": jnp.float32([3, -1, 2, 1]), "ffn": jnp.arange(16.0)}}
+    closed = method.prune(KEY, params, gates, {}, state, 0.5, True)["layer_0"]
+    heads = np.asarray(closed["query"]["kernel"]).all(0).reshape(4, 2)
+    np.testing.assert_array_equal(heads, np.array([True, False, True, False])[:, None].repeat(2, 1))
+    np.testing.assert_array_equal(np.asarray(closed["ffn_output"]["kernel"]).all(1), np.arange(16) >= 8)
 
 
 # Magnitude and movement ----------------------------------------------------------------------------------------------

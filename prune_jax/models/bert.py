@@ -59,7 +59,11 @@ class BertConfig:
 
 
 class Layer(nn.Module):
-    """One post-LayerNorm block: self-attention, then a feed-forward layer, each with a residual connection."""
+    """One post-LayerNorm block: self-attention, then a feed-forward layer, each with a residual connection.
+
+    Sows into the collection "intermediates", where that is mutable, its output `hidden` (batch, length, d_model) and
+    its scores `attention` (batch, heads, length, length) float32, before the softmax and without the mask.
+    """
 
     cfg: BertConfig
     heads: int
@@ -85,13 +89,16 @@ class Layer(nn.Module):
             q, k, v = (
                 dense(heads * depth, name)(x).reshape(batch, length, heads, depth) for name in ("query", "key", "value")
             )
-            scores = jnp.einsum("bqhd,bkhd->bhqk", q * depth**-0.5, k).astype(jnp.float32) + bias
-            weights = dropout(jax.nn.softmax(scores).astype(cfg.dtype))
+            scores = jnp.einsum("bqhd,bkhd->bhqk", q * depth**-0.5, k).astype(jnp.float32)
+            self.sow("intermediates", "attention", scores)
+            weights = dropout(jax.nn.softmax(scores + bias).astype(cfg.dtype))
             mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, length, heads * depth)
         x = norm(x + dropout(dense(cfg.d_model, "attention_output")(mixed)), "attention_norm")
         if self.d_ff:
             hidden = ACTIVATIONS[cfg.activation](dense(self.d_ff, "ffn_hidden")(x))
-        return norm(x + dropout(dense(cfg.d_model, "ffn_output")(hidden)), "ffn_norm")
+        x = norm(x + dropout(dense(cfg.d_model, "ffn_output")(hidden)), "ffn_norm")
+        self.sow("intermediates", "hidden", x)
+        return x
 
 
 class Bert(nn.Module):

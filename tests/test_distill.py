@@ -1,0 +1,164 @@
+"""Soft targets against float64, logits by example, and teachers that do not fit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prune_jax import config as config_lib
+from prune_jax import data, distill, report, train
+from prune_jax import state as state_lib
+from prune_jax.errors import UserError
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A dense run of small_config, its config and its data."""
+    from configs import common
+
+    config = common.get_config()
+    config.model.update({"size": "tiny", "num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 32})
+    config.data.update({"source": "builtin", "task": "single", "max_len": 32})
+    config.data.update({"builtin_train_size": 100, "builtin_eval_size": 40})
+    config.train.update({"epochs": 1, "batch_size": 16, "eval_batch_size": 32, "learning_rate": 1e-3})
+    config.pruning.method = "baseline"
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    train.train_and_evaluate(config, folder)
+    return folder, config
+
+
+def student(run, **distillation):
+    folder, config = run
+    config = config.copy_and_resolve_references()
+    config.distill.update({"teacher": str(folder), **distillation})
+    return config
+
+
+def loaded(config):
+    config, _ = config_lib.resolve(config, {})
+    dataset = data.load(config)
+    return config, dataset, distill.load(config, dataset)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_soft_losses_equal_float64(temperature):
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(0, 3, (2, 5, 4))
+    log_p, log_q = (x / temperature - np.log(np.exp(x / temperature).sum(1, keepdims=True)) for x in (theirs, ours))
+    expected = temperature**2 * (np.exp(log_p) * (log_p - log_q)).sum(1)
+    found = distill.soft_losses(jnp.float32(ours), jnp.float32(theirs), temperature, False)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    scores = distill.soft_losses(jnp.float32(ours[:, :1]), jnp.float32(theirs[:, :1]), temperature, True)
+    np.testing.assert_allclose(scores, (ours - theirs)[:, 0] ** 2, rtol=1e-5)
+
+
+def test_logits_travel_by_example_and_come_from_the_cache_again(teacher):
+    config, dataset, found = loaded(student(teacher))
+    taught, line = distill.teach(found, config, dataset)
+    again, cached = distill.teach(found, config, dataset)
+    assert line.endswith("computed") and cached.endswith("from the cache")
+    np.testing.assert_array_equal(taught.train.logits, again.train.logits)
+    rows = np.array([7, 3, 60])
+    batch = taught.train.batch(rows, 32, 4)
+    alone = state_lib.apply(found.model, *found.variables.values(), dataset.train.batch(rows, 32, 4))
+    np.testing.assert_allclose(batch[distill.LOGITS][:3], alone[:3], atol=1e-5)
+    assert not batch[distill.LOGITS][3].any()
+    third = taught.train.take(rows).batch(np.array([2]), 32, 1)
+    np.testing.assert_array_equal(third[distill.LOGITS], batch[distill.LOGITS][2:3])
+    other = jax.tree.map(lambda x: x + 1 if x.dtype == np.float32 else x, found.variables)
+    changed, *same = (distill._fingerprint(t, dataset.train) for t in (found._replace(variables=other), found, found))
+    assert changed not in same and same[0] == same[1]
+
+
+def test_a_student_equal_to_its_teacher_has_nothing_to_learn_and_layers_differ_by_hand(teacher):
+    settings = {"temperature": 1.0, "weight": 1.0, "hidden_weight": 2.0, "attention_weight": 3.0}
+    config, dataset, found = loaded(student(teacher, **settings))
+    taught, _ = distill.teach(found, config, dataset)
+    batch = jax.device_put(taught.train.batch(np.arange(6), 32, 8))
+    loss = distill.training_loss(config.distill, found)
+    params, gates = found.variables["params"], found.variables["gates"]
+    step = jax.jit(jax.value_and_grad(lambda p: loss(found.model, p, gates, batch, None, found.variables)))
+    value, grads = step(params)
+    assert abs(value) < 1e-6 and all(np.abs(g).max() < 1e-5 for g in jax.tree.leaves(grads))
+
+    moved = jax.tree.map(lambda x: x * np.float32(1.1), params)
+    ours, theirs = (state_lib.apply(found.model, p, gates, batch, None, True)[1] for p in (moved, params))
+    mask = np.asarray(batch["attention_mask"] * batch["weights"][:, None], np.float64)
+    expected = np.mean(distill.soft_losses(
+        state_lib.apply(found.model, moved, gates, batch), batch[distill.LOGITS], 1.0, False)[:6])  # fmt: skip
+    for name, weight in (("hidden", 2.0), ("attention", 3.0)):
+        which = mask[:, :, None] if name == "hidden" else mask[:, None, :, None] * mask[:, None, None, :]
+        squares = [np.square(np.float64(a) - np.float64(b)) for a, b in zip(ours[name], theirs[name], strict=True)]
+        which = np.broadcast_to(which, squares[0].shape)
+        expected += weight * np.mean([s[which > 0].mean() for s in squares])
+    np.testing.assert_allclose(step(moved)[0], expected, rtol=1e-4)
+
+
+def test_the_loss_weighs_labels_and_soft_targets_over_the_real_rows(teacher):
+    config, dataset, found = loaded(student(teacher, temperature=2.0, weight=0.25))
+    batch = distill.Taught(dataset.train, np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)).batch(
+        np.arange(5), 32, 8
+    )
+    params, gates = found.variables["params"], found.variables["gates"]
+    value = distill.training_loss(config.distill, found)(found.model, params, gates, batch, None, None)
+    logits = state_lib.apply(found.model, params, gates, batch)
+    hard = state_lib.example_losses(logits, batch["labels"], False)
+    soft = distill.soft_losses(logits, batch[distill.LOGITS], 2.0, False)
+    np.testing.assert_allclose(value, np.mean(0.75 * hard[:5] + 0.25 * soft[:5]), rtol=1e-5)
+
+
+def test_every_second_layer_of_a_deeper_teacher():
+    theirs = [jnp.full((1, 2, 1), float(i)) for i in range(4)]
+    found = distill._mean_square([jnp.zeros((1, 2, 1))] * 2, theirs, jnp.ones((1, 2, 1)))
+    assert found == (1**2 + 3**2) / 2
+
+
+def test_a_pruned_student_trains_and_weight_0_changes_no_bit(teacher, tmp_path):
+    def run(name, **distillation):
+        config = student(teacher, **distillation)
+        config.model.num_layers = 1
+        config.pruning.method, config.pruning.start_epoch = "spt", 0
+        config.pruning.sparsity_steps, config.train.epochs, config.spt.epsilon = (50,), 1, 0.05
+        train.train_and_evaluate(config, tmp_path / name)
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in report.read_metrics(tmp_path / name)]
+
+    plain = run("plain", teacher="")
+    assert run("zero", weight=0.0) == plain
+    deep = run("deep", hidden_weight=1.0, attention_weight=0.1)
+    assert deep[0]["train_loss"] != plain[0]["train_loss"] and deep[0]["sparsity"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_images_have_teachers_too(small_config, tmp_path):
+    small_config.model.name, small_config.data.task = "lenet_300_100", "digits"
+    small_config.pruning.method, small_config.train.epochs = "baseline", 1
+    small_config.train.batch_size = 256
+    train.train_and_evaluate(small_config, tmp_path / "teacher")
+    config, dataset, found = loaded(student((tmp_path / "teacher", small_config)))
+    taught, _ = distill.teach(found, config, dataset)
+    assert taught.train.logits.shape == (len(dataset.train), 10)
+    assert set(taught.train.batch(np.arange(3), 1, 4)) == {"image", "labels", "weights", distill.LOGITS}
+    config.distill.hidden_weight = 1.0
+    with pytest.raises(UserError, match=r"config\.distill\.hidden_weight is 1; allowed: 0 with .*lenet_300_100"):
+        distill.load(config, dataset)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"distill.teacher": "/nowhere"}, r"config\.distill\.teacher.*'/nowhere'"),
+        ({"data.task": "pair"}, "its task is single, and config.data.task is pair"),
+        ({"data.builtin_seed": 5}, "another vocabulary"),
+        ({"distill.hidden_weight": 1.0, "model.d_model": 32}, "needs the same d_model: 16 there, 32 here"),
+        ({"distill.attention_weight": 1.0, "model.num_layers": 3}, "as many layers, or a multiple: 2 there, 3 here"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_told_before_anything_is_written(changes, message, teacher, tmp_path):
+    config = student(teacher)
+    for key, value in changes.items():
+        room, name = key.split(".")
+        config[room][name] = value
+    with pytest.raises(UserError, match=message):
+        train.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

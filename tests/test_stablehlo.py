@@ -1,0 +1,107 @@
+"""The deployed file: any batch, any length, the run's own logits; int8 by hand; what is no such file."""
+
+import json
+
+import numpy as np
+import pytest
+from test_export import make_run
+
+from prune_jax import export, stablehlo
+from prune_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(folder, model, params, gates) of a two-layer run that has lost a head and columns of layer 0."""
+    from configs import common
+
+    config = common.get_config()
+    config.model.update({"size": "tiny", "num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 32})
+    config.model.max_positions = 64
+    config.data.update({"source": "builtin", "task": "single", "max_len": 32})
+    folder = tmp_path_factory.mktemp("stablehlo") / "run"
+    return folder, *make_run(folder, config, [(0, "head", (1,)), (0, "ffn", range(20))])
+
+
+def batch_of(rows, length, vocab=20):
+    rng = np.random.default_rng(rows)
+    mask = (np.arange(length) < rng.integers(1, length + 1, (rows, 1))).astype(np.int32)
+    return rng.integers(0, vocab, (rows, length), np.int32), np.zeros((rows, length), np.int32), mask
+
+
+def test_a_reloaded_file_computes_the_runs_logits_at_any_batch_and_length(run, tmp_path, capsys):
+    folder, model, params, gates = run
+    assert export.main([str(folder), str(tmp_path / "out"), "--format=stablehlo"]) == 0
+    deployed = export.load(tmp_path / "out")
+    for rows, length in ((1, 5), (3, 64)):
+        inputs = batch_of(rows, length)
+        expected = model.apply({"params": params, "gates": gates}, *inputs)
+        np.testing.assert_allclose(deployed.call(*inputs), expected, atol=1e-5 * np.abs(expected).max())
+    with pytest.raises(ValueError, match="length"):
+        deployed.call(*batch_of(1, 65))
+    info = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert [i["name"] for i in info["inputs"]] == ["input_ids", "token_type_ids", "attention_mask"]
+    assert info["labels"] == ["negative", "positive"] and info["platforms"] == ["cpu", "cuda", "tpu"]
+    assert info["bytes"] == (tmp_path / "out" / "model.stablehlo").stat().st_size
+    assert info["largest_logit_difference"] < 1e-5 * info["largest_logit"]
+    assert (tmp_path / "out" / "tokenizer.json").is_file() and "float32" in capsys.readouterr().out
+
+
+def test_int8_is_smaller_and_near_and_a_shrunk_file_smaller_still(run, tmp_path):
+    folder = run[0]
+    found = {
+        name: export.export(folder, tmp_path / name, form="stablehlo", **settings)
+        for name, settings in {"float": {}, "int8": {"int8": True}, "both": {"int8": True, "shrink": True}}.items()
+    }
+    assert found["both"]["bytes"] < found["int8"]["bytes"] < found["float"]["bytes"]
+    for name in ("int8", "both"):
+        assert 0 < found[name]["largest_logit_difference"] < 0.05 * found[name]["largest_logit"]
+    inputs = batch_of(4, 9)
+    both, int8 = (stablehlo.load(tmp_path / name).call(*inputs) for name in ("both", "int8"))
+    np.testing.assert_allclose(both, int8, atol=0.02 * np.abs(int8).max())
+
+
+def test_quantisation_by_hand():
+    kernel = np.float32([[127, 0], [-63.6, 0], [1, 0]])
+    found = stablehlo.quantise({"kernel": kernel, "bias": kernel[0]})
+    np.testing.assert_array_equal(found["kernel"].values, [[127, 0], [-64, 0], [1, 0]])
+    np.testing.assert_array_equal(found["kernel"].scale, [[1, 1]])
+    assert found["kernel"].values.dtype == np.int8 and found["bias"] is not None
+    table = stablehlo.quantise({"embedding": kernel})["embedding"]
+    np.testing.assert_allclose(table.scale, np.float32([[127], [63.6], [1]]) / 127)
+    restored = stablehlo._restored({"kernel": found["kernel"]})["kernel"]
+    assert np.abs(np.asarray(restored) - kernel).max() <= 0.5
+
+
+def test_images_are_deployed_too(small_config, tmp_path):
+    from prune_jax import train
+
+    small_config.model.name, small_config.data.task = "lenet5_caffe", "digits"
+    small_config.pruning.method, small_config.train.epochs = "baseline", 1
+    small_config.train.batch_size = 512
+    train.train_and_evaluate(small_config, tmp_path / "run")
+    info = export.export(tmp_path / "run", tmp_path / "out", form="stablehlo", int8=True)
+    assert info["inputs"] == [{"name": "image", "shape": ["batch", 8, 8, 1], "dtype": "float32"}]
+    assert info["labels"] == [str(i) for i in range(10)]
+    assert export.load(tmp_path / "out").call(np.zeros((3, 8, 8, 1), np.float32)).shape == (3, 10)
+    with pytest.raises(UserError, match="--shrink cuts the heads"):
+        export.export(tmp_path / "run", tmp_path / "other", form="stablehlo", shrink=True)
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_is_no_export_is_told(run, tmp_path, capsys):
+    assert export.main([str(run[0]), str(tmp_path / "out"), "--int8"]) == 2
+    assert "--int8 needs --format=stablehlo" in capsys.readouterr().err
+    for text, says in (
+        ("{}", "not that of a StableHLO"),
+        ('{"format": "prune_jax.stablehlo", "version": 9}', "version 9"),
+    ):
+        (tmp_path / "model.json").write_text(text)
+        with pytest.raises(UserError, match=says):
+            export.load(tmp_path)
+    (tmp_path / "model.json").write_text('{"format": "prune_jax.stablehlo", "version": 1}')
+    with pytest.raises(UserError, match=r"cannot read .*model\.stablehlo"):
+        export.load(tmp_path)
+    (tmp_path / "model.stablehlo").write_bytes(b"rubbish" * 20)
+    with pytest.raises(UserError, match="cannot be read by jax"):
+        export.load(tmp_path)
