@@ -40,7 +40,11 @@ class Quantised(NamedTuple):
 
 
 class Deployed(NamedTuple):
-    """A file read back. call: (*inputs, in model.json's order) -> (batch, num_labels) float32; info: model.json."""
+    """A file read back.
+
+    call: (*inputs, in model.json's order) -> (batch, num_labels) float32; ValueError for texts that are too long.
+    info: model.json.
+    """
 
     call: Callable
     info: dict
@@ -62,7 +66,8 @@ def quantise(params: Tree) -> Tree:
 
 def _restored(params: Tree) -> Tree:
     def restore(leaf):
-        return leaf.values.astype(jnp.float32) * leaf.scale if isinstance(leaf, Quantised) else leaf
+        # By jnp, so that it is part of the program: NumPy would multiply now, and float32 would be what is stored.
+        return jnp.asarray(leaf.values).astype(jnp.float32) * leaf.scale if isinstance(leaf, Quantised) else leaf
 
     return jax.tree.map(restore, params, is_leaf=lambda leaf: isinstance(leaf, Quantised))
 
@@ -138,6 +143,7 @@ def write(network: runs.Network, folder: Path, int8: bool = False, shrink: bool 
         "calling_convention_version": exported.calling_convention_version,
         "platforms": list(exported.platforms),
         "inputs": inputs,
+        "max_length": model.cfg.max_positions if "input_ids" in model.inputs else None,
         "output": {"name": "logits", "shape": ["batch", task.num_labels], "dtype": "float32"},
         "task": task.name,
         "labels": list(getattr(task, "labels", map(str, range(task.num_labels)))) or ["score"],
@@ -169,4 +175,11 @@ def load(path) -> Deployed:
         raise UserError(f"cannot read {folder / MODEL}: {error.strerror or error}") from error
     except Exception as error:  # flatbuffers and MLIR have their own kinds
         raise UserError(f"{folder / MODEL} cannot be read by jax {jax.__version__}: {error}") from error
-    return Deployed(jax.jit(exported.call), info)
+    run, most = jax.jit(exported.call), info["max_length"]
+
+    def call(*inputs):
+        if most and inputs[0].shape[1] > most:
+            raise ValueError(f"the length is {inputs[0].shape[1]}; allowed: 1 to {most}")
+        return run(*inputs)
+
+    return Deployed(call, info)

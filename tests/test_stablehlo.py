@@ -99,7 +99,7 @@ def test_what_is_no_export_is_told(run, tmp_path, capsys):
         (tmp_path / "model.json").write_text(text)
         with pytest.raises(UserError, match=says):
             export.load(tmp_path)
-    (tmp_path / "model.json").write_text('{"format": "prune_jax.stablehlo", "version": 1}')
+    (tmp_path / "model.json").write_text(json.dumps({"format": "prune_jax.stablehlo", "version": 1}))
     with pytest.raises(UserError, match=r"cannot read .*model\.stablehlo"):
         export.load(tmp_path)
     (tmp_path / "model.stablehlo").write_bytes(b"rubbish" * 20)
