@@ -119,12 +119,22 @@ class _Search:
         self.study.sampler = optuna.samplers.TPESampler(seed=args.seed + len(self.study.trials))
 
     def requeue(self) -> None:
-        """Puts a trial that an earlier process left unfinished at the head of the queue, in its own folder."""
+        """Puts trials that an earlier process left unfinished at the head of the queue, in their own folders.
+
+        A killed process leaves its trial running; after Ctrl-C Optuna calls it failed.
+        """
         state = self.optuna.trial.TrialState
-        for trial in self.study.get_trials(states=(state.RUNNING,)):
-            self.study.tell(trial.number, state=state.FAIL)
+        cut = {}
+        for trial in self.study.trials:
             run = trial.user_attrs.get("run", str(trial.number))
-            self.study.enqueue_trial(trial.params, user_attrs={"run": run})
+            if trial.state == state.RUNNING:
+                self.study.tell(trial.number, state=state.FAIL)
+            if trial.state in (state.RUNNING, state.FAIL):
+                cut[run] = trial.params
+            else:
+                cut.pop(run, None)
+        for run, params in cut.items():
+            self.study.enqueue_trial(params, user_attrs={"run": run})
 
     def __call__(self, trial) -> float:
         chosen = {key: trial.suggest_float(key, *bounds, log=True) for key, bounds in self.space.items()}
