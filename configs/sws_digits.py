@@ -1,8 +1,8 @@
 """configs/sws_lenet.py on scikit-learn's digits alone: under a minute on a CPU, with no data to fetch.
 
 There are 1,437 training images for MNIST's 60,000, so the batches are smaller and the epochs more. tau is divided by
-their number: the smaller one is the heavier prior. A small pi_0 leaves a network that has no weights to spare a tenth of
-them; the settings were chosen on 300 held-out training images.
+their number: the smaller one is the heavier prior. A small pi_0 leaves a network that has no weights to spare a tenth
+of them; the settings were chosen on 300 held-out training images.
 """
 
 from configs import sws_lenet

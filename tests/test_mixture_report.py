@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from PIL import Image
+from test_report import SUMMARY, pixels, row, write
+from test_sws import resolved, toy
 
 from prune_jax import methods, report
-from tests.test_report import SUMMARY, pixels, row, write
-from tests.test_sws import resolved, toy
 
 RUN = {**SUMMARY, "method": "sws", "model_size": "lenet_300_100", "task": "digits"}
 
