@@ -8,173 +8,16 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import config_dict
 
+from prune_jax import keys
 from prune_jax.errors import UserError
 from prune_jax.methods import REGISTRY, UNSCHEDULED
 from prune_jax.schedules import sparsity_schedule
 from prune_jax.structure import ALLOWED as STRUCTURES
 from prune_jax.structure import parse, undivided
-
-
-class Size(NamedTuple):
-    """What depends on the size of the model. steps: percent closed, one an epoch."""
-
-    num_layers: int
-    d_model: int
-    num_heads: int
-    d_ff: int
-    epsilon: float
-    frequency: int
-    steps: tuple[float, ...]
-
-
-_TINY = (10, 25, 50, 70, 75, 80, 84, 88, 90, 92, 93, 94, 95, 96, 97, 97.5, 98, 98.5, 99, 99.5)
-_SMALL = (6, 18, 32, 45, 55, 65, 72, 78, 82, 85, 88, 90, 92, 94, 95, 96, 97, 98, 98.5, 99)
-_BASE = (3, 10, 20, 30, 40, 50, 60, 70, 75, 80, 85, 88, 90, 92, 94, 95, 96, 97, 98, 99)
-_LARGE = (2, 8, 15, 25, 35, 45, 55, 65, 70, 75, 80, 85, 88, 90, 92, 94, 95, 96, 97, 98)
-
-SIZES = {
-    "tiny": Size(2, 256, 4, 512, 0.01, 100, _TINY),
-    "small": Size(6, 512, 8, 1024, 0.005, 200, _SMALL),
-    "base": Size(12, 768, 12, 3072, 0.0025, 400, _BASE),
-    "large": Size(24, 1024, 16, 4096, 0.001, 800, _LARGE),
-}
-
-MODELS = {  # model.name: what it reads
-    "bert": "text",
-    "lenet_300_100": "images",
-    "lenet5_caffe": "images",
-    "tutorial": "images",
-}
-
-_FOLLOWS_SIZE = {  # key: field of Size
-    "model.num_layers": "num_layers",
-    "model.d_model": "d_model",
-    "model.num_heads": "num_heads",
-    "model.d_ff": "d_ff",
-    "spt.epsilon": "epsilon",
-    "movement.frequency": "frequency",
-    "pruning.sparsity_steps": "steps",
-}
-
-_FOLLOWS_CHECKPOINT = (  # keys of config.model that a network brings with it
-    "num_layers",
-    "d_model",
-    "num_heads",
-    "d_ff",
-    "vocab_size",
-    "max_positions",
-    "type_vocab_size",
-    "activation",
-    "layer_norm_eps",
-    "layer_heads",
-    "layer_ffn",
-)
-
-_OTHERWISE = {  # BERT's own, where neither the user nor a checkpoint says
-    "model.max_positions": 512,
-    "model.type_vocab_size": 2,
-    "model.activation": "gelu",
-    "model.layer_norm_eps": 1e-12,
-}
-
-ACTIVATIONS = (  # of prune_jax.models.bert, which jax is not loaded for here
-    "gelu",
-    "gelu_python",
-    "gelu_new",
-    "gelu_fast",
-    "gelu_accurate",
-    "gelu_pytorch_tanh",
-    "gelu_python_tanh",
-    "quick_gelu",
-    "relu",
-    "silu",
-    "swish",
-    "tanh",
-)
-
-_CHOICES = {
-    "model.name": tuple(MODELS),
-    "model.init_checkpoint": ("best", "last", "quantised"),
-    "model.size": tuple(SIZES),
-    "distill.checkpoint": ("best", "last", "quantised"),
-    "model.dtype": ("float32", "bfloat16"),
-    "model.activation": ACTIVATIONS,
-    "data.source": ("hub", "tsv", "idx", "builtin", "auto"),
-    "data.bad_rows": ("error", "skip"),
-    "train.lr_schedule": ("constant", "linear", "cosine"),
-    "pruning.method": tuple(REGISTRY),
-    "pruning.schedule": ("step", "linear"),
-    "pruning.scope": ("local", "global"),
-    "spt.credit": ("weight", "layer", "group"),
-    "spt.inside": ("magnitude", "movement"),
-    "spt.candidates": ("uniform", "threshold"),
-    "movement.threshold": ("hard", "soft"),
-}
-
-_FOLDERS = {"tsv": "the GLUE folder", "idx": "the folder of MNIST's IDX files"}  # data.source: what data.dir is
-
-_RANGES = {  # key: (least, most, whether the bounds themselves are allowed)
-    "model.num_layers": (1, 1000, True),
-    "model.d_model": (1, 100_000, True),
-    "model.num_heads": (1, 10_000, True),
-    "model.d_ff": (1, 1_000_000, True),
-    "model.vocab_size": (1, 10_000_000, True),
-    "model.max_positions": (1, 1_000_000, True),
-    "model.type_vocab_size": (1, 1000, True),
-    "model.layer_norm_eps": (0, 1, False),
-    "model.dropout": (0, 0.99, True),
-    "data.max_len": (8, 1_000_000, True),
-    "data.builtin_train_size": (1, 10_000_000, True),
-    "data.builtin_eval_size": (1, 10_000_000, True),
-    "data.builtin_seed": (0, 2**32 - 1, True),
-    "data.holdout": (0, math.inf, True),
-    "data.max_train_examples": (0, math.inf, True),
-    "train.epochs": (1, 1_000_000, True),
-    "train.batch_size": (1, 10_000_000, True),
-    "train.eval_batch_size": (1, 10_000_000, True),
-    "train.learning_rate": (0, 1000, False),
-    "train.warmup_fraction": (0, 1, True),
-    "train.weight_decay": (0, 1000, True),
-    "train.clip_norm": (0, math.inf, True),
-    "train.seed": (0, 2**32 - 1, True),
-    "train.checkpoint_every": (0, math.inf, True),
-    "pretrain.epochs": (0, 1_000_000, True),
-    "pretrain.learning_rate": (0, 1000, False),
-    "distill.temperature": (0, 1000, False),
-    "distill.weight": (0, 1, True),
-    "distill.hidden_weight": (0, math.inf, True),
-    "distill.attention_weight": (0, math.inf, True),
-    "pruning.start_epoch": (0, math.inf, True),
-    "pruning.end_epoch": (0, math.inf, True),
-    "spt.epsilon": (0, 1, False),
-    "spt.reward_alpha": (0, 1, True),
-    "spt.explorations": (1, 10_000, True),
-    "spt.chunk": (1, 10_000, True),
-    "movement.frequency": (1, math.inf, True),
-    "movement.tau": (0, 1, False),
-    "movement.score_learning_rate": (0, 1000, True),
-    "movement.penalty": (0, math.inf, True),
-    "sws.components": (2, 256, True),
-    "sws.pi0": (0, 1, False),
-    "sws.pi0_alpha": (1, math.inf, True),
-    "sws.pi0_beta": (1, math.inf, True),
-    "sws.tau": (0, math.inf, True),
-    "sws.tau_anneal": (0, 1, True),
-    "sws.mean_range": (0, math.inf, False),
-    "sws.deviation": (0, math.inf, False),
-    "sws.zero_alpha": (1, math.inf, True),
-    "sws.zero_beta": (0, math.inf, True),
-    "sws.alpha": (1, math.inf, True),
-    "sws.beta": (0, math.inf, True),
-    "sws.means_learning_rate": (0, 1000, True),
-    "sws.gammas_learning_rate": (0, 1000, True),
-    "sws.rhos_learning_rate": (0, 1000, True),
-    "sws.merge_kl": (0, math.inf, True),
-}
 
 
 def _default_config() -> config_dict.ConfigDict:
@@ -273,11 +116,11 @@ def _check_types(config, defaults) -> None:
 
 
 def _check_values(config) -> None:
-    for key, allowed in _CHOICES.items():
+    for key, allowed in keys.CHOICES.items():
         value = _get(config, key)
         if value not in allowed:
             raise _fail(key, value, ", ".join(allowed))
-    for key, (least, most, inclusive) in _RANGES.items():
+    for key, (least, most, inclusive) in keys.RANGES.items():
         value = _get(config, key)
         if value is None:
             continue
@@ -305,18 +148,18 @@ def _check_values(config) -> None:
                 f"and at most config.model.max_positions ({model.max_positions})"
             )
             raise _fail("data.buckets", buckets, allowed)
-    if data.source in _FOLDERS:
+    if data.source in keys.FOLDERS:
         if not data.dir:
             raise UserError(
-                f"config.data.dir is empty; with config.data.source={data.source} it names {_FOLDERS[data.source]}"
+                f"config.data.dir is empty; with config.data.source={data.source} it names {keys.FOLDERS[data.source]}"
             )
         if not Path(data.dir).is_dir():
             raise UserError(f"config.data.dir is {data.dir!r}; there is no such folder ({Path(data.dir).resolve()})")
     from prune_jax.data.glue import IMAGE_TASKS, get_task
 
     reads = "images" if get_task(data.task, data.source).name in IMAGE_TASKS else "text"
-    if MODELS[model.name] != reads:
-        fitting = ", ".join(name for name, kind in MODELS.items() if kind == reads)
+    if keys.MODELS[model.name] != reads:
+        fitting = ", ".join(name for name, kind in keys.MODELS.items() if kind == reads)
         raise _fail("model.name", model.name, f"{fitting} with config.data.task={data.task}, which is {reads}")
     from prune_jax.report import sinks
 
@@ -358,7 +201,7 @@ def _check_structure(config, notes: list[str]) -> None:
         raise _fail("pruning.structure", text, STRUCTURES) from None
     if structure.kind == "unstructured" or config.pruning.method == "baseline":
         return
-    if MODELS[model.name] != "text":
+    if keys.MODELS[model.name] != "text":
         raise _fail("pruning.structure", text, f"unstructured with config.model.name={model.name}, which is no BERT")
     depth = model.d_model // model.num_heads
     widths = {"d_model": model.d_model, "d_ff": model.d_ff}
@@ -453,7 +296,7 @@ def _follow_checkpoint(config) -> None:
 
         saved, tokenizer = hf.read_config(source), hf.tokenizer(source)
     differs = []
-    for name in _FOLLOWS_CHECKPOINT:
+    for name in keys.FOLLOWS_CHECKPOINT:
         ours, theirs = config.model[name], saved.get(name)
         if ours is None:
             _set(config, f"model.{name}", theirs)
@@ -490,15 +333,15 @@ def resolve(config, environ: Mapping[str, str] = os.environ) -> tuple[config_dic
         if int(text) != config.train.epochs:
             notes.append(f"BENCHMARK_EPOCHS={text} overrides config.train.epochs={config.train.epochs}")
         config.train.epochs = int(text)
-    if config.model.size not in SIZES:
-        raise _fail("model.size", config.model.size, ", ".join(SIZES))
+    if config.model.size not in keys.SIZES:
+        raise _fail("model.size", config.model.size, ", ".join(keys.SIZES))
     _follow_folder(config)
     _follow_checkpoint(config)
-    size = SIZES[config.model.size]
-    for key, field in _FOLLOWS_SIZE.items():
+    size = keys.SIZES[config.model.size]
+    for key, field in keys.FOLLOWS_SIZE.items():
         if _get(config, key) is None:
             _set(config, key, getattr(size, field))
-    for key, value in _OTHERWISE.items():
+    for key, value in keys.OTHERWISE.items():
         if _get(config, key) is None:
             _set(config, key, value)
     _check_sparsities(config)
@@ -521,7 +364,7 @@ def pretraining(config) -> config_dict.ConfigDict:
 
 def model_label(config) -> str:
     """What to call the network of a resolved config: the size of a transformer, else its name."""
-    return config.model.size if MODELS[config.model.name] == "text" else config.model.name
+    return config.model.size if keys.MODELS[config.model.name] == "text" else config.model.name
 
 
 def completed(saved) -> config_dict.ConfigDict:

@@ -31,7 +31,7 @@ import numpy as np
 
 from prune_jax import config as config_lib
 from prune_jax import data as data_lib
-from prune_jax import evaluate, models, runs
+from prune_jax import evaluate, keys, models, runs
 from prune_jax import state as state_lib
 from prune_jax.data import batching, tokenizer
 from prune_jax.errors import UserError
@@ -93,7 +93,7 @@ def _read(config):
             raise _fail(config, f"its task is {found.data.task}, and config.data.task is {config.data.task}")
         tok = Path(source) / "tokenizer"
         return found, params, gates, str(tok) if tok.is_dir() else ""
-    if config_lib.MODELS[config.model.name] != "text":
+    if keys.MODELS[config.model.name] != "text":
         raise _fail(config, f"allowed: the folder of a run with images, as config.model.name={config.model.name} has")
     try:
         geometry, params, tok = hf.read_config(source), hf.load(source), hf.tokenizer(source)
@@ -149,7 +149,7 @@ def _check_layers(config, model) -> None:
     for key, name in (("hidden_weight", "d_model"), ("attention_weight", "num_heads")):
         if not cfg[key]:
             continue
-        if config_lib.MODELS[student.name] != "text":
+        if keys.MODELS[student.name] != "text":
             raise UserError(f"config.distill.{key} is {cfg[key]:g}; allowed: 0 with config.model.name={student.name}")
         theirs = getattr(model.cfg, name)
         if theirs != student[name]:

@@ -10,8 +10,10 @@ import pytest
 
 from configs import common
 from prune_jax import config as config_lib
-from prune_jax.config import SIZES, from_json, resolve, to_json, unknown_key_message
+from prune_jax import keys
+from prune_jax.config import from_json, resolve, to_json, unknown_key_message
 from prune_jax.errors import UserError
+from prune_jax.keys import SIZES
 
 FILES = sorted(p.stem for p in (Path(__file__).resolve().parents[1] / "configs").glob("[a-z]*.py"))
 
@@ -203,7 +205,7 @@ def test_a_mistake_is_named(changes, says):
 
 def test_every_choice_and_range_is_of_a_key_that_exists():
     known = config_lib.leaves(common.get_config())
-    assert set(config_lib._CHOICES) | set(config_lib._RANGES) | set(config_lib._FOLLOWS_SIZE) <= set(known)
+    assert set(keys.CHOICES) | set(keys.RANGES) | set(keys.FOLLOWS_SIZE) <= set(known)
 
 
 def test_all_numbers_are_checked():
@@ -211,7 +213,7 @@ def test_all_numbers_are_checked():
     config = common.get_config()
     kinds = {key: config[key.split(".")[0]].get_type(key.split(".")[1]) for key in config_lib.leaves(config)}
     numbers = {key for key, kind in kinds.items() if kind in (int, float)}
-    assert numbers - set(config_lib._RANGES) == {"pruning.start_sparsity", "pruning.end_sparsity"}
+    assert numbers - set(keys.RANGES) == {"pruning.start_sparsity", "pruning.end_sparsity"}
 
 
 def test_tsv_needs_an_existing_folder(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from configs import common
 from prune_jax import config as config_lib
 from prune_jax import gates as gates_lib
-from prune_jax import models, report, runs, train
+from prune_jax import keys, models, report, runs, train
 from prune_jax.data.glue import IMAGE_TASKS
 
 COUNTS = {  # on 28x28, by hand: kernels and biases
@@ -36,7 +36,7 @@ def build(name, task="mnist"):
 
 
 def test_the_table_of_models_is_the_configs():
-    assert set(models.MAKERS) == set(config_lib.MODELS)
+    assert set(models.MAKERS) == set(keys.MODELS)
 
 
 @pytest.mark.parametrize("name", COUNTS)

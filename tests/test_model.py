@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prune_jax import config as config_lib
+from prune_jax import keys
 from prune_jax.models import Bert, BertConfig
 from prune_jax.models.bert import ACTIVATIONS
 from prune_jax.models.functional import Dropout, gelu
@@ -23,7 +23,7 @@ def inputs(length=10, pad_to=None, seed=0):
 
 @pytest.mark.parametrize(("size", "millions"), [("tiny", 9), ("small", 28), ("base", 108), ("large", 333)])
 def test_presets_have_their_published_sizes(size, millions):
-    preset = config_lib.SIZES[size]
+    preset = keys.SIZES[size]
     cfg = BertConfig(30522, preset.num_layers, preset.d_model, preset.num_heads, preset.d_ff)
     shapes = jax.eval_shape(Bert(cfg).init, jax.random.key(0), *(jnp.zeros((1, 8), jnp.int32),) * 3)
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
@@ -104,4 +104,4 @@ def test_gelu_and_its_derivatives_equal_a_float64_reference():
 
 
 def test_config_knows_the_activations():
-    assert tuple(ACTIVATIONS) == config_lib.ACTIVATIONS
+    assert tuple(ACTIVATIONS) == keys.ACTIVATIONS

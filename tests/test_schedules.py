@@ -6,7 +6,8 @@ import pytest
 
 from configs import common
 from prune_jax import schedules
-from prune_jax.config import SIZES, resolve
+from prune_jax.config import resolve
+from prune_jax.keys import SIZES
 
 
 def resolved(**values):

@@ -37,7 +37,7 @@ def _bert(config, task, vocab_size: int) -> Bert:
     )
 
 
-MAKERS = {"bert": _bert} | {name: lenet.maker(name) for name in lenet.GEOMETRIES}  # those of prune_jax.config.MODELS
+MAKERS = {"bert": _bert} | {name: lenet.maker(name) for name in lenet.GEOMETRIES}  # those of prune_jax.keys.MODELS
 
 
 def create(config, task, vocab_size: int | None):
