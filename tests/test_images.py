@@ -166,7 +166,7 @@ def test_mistakes_in_the_config(changes, says):
     for key, value in changes.items():
         room, name = key.split(".")
         config[room][name] = value
-    if config.data.source == "tsv":
+    if config.data.source in ("tsv", "idx"):
         config.data.dir = "."
     with pytest.raises(UserError, match=says):
         config_lib.resolve(config, {})
