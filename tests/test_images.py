@@ -149,9 +149,18 @@ def test_the_real_files(real_data):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"data.task": "sst2", "data.source": "idx"}, r"config\.data\.task is 'sst2'; allowed .*idx: mnist"),
-        ({"data.task": "mnist", "data.source": "tsv"}, r"config\.data\.source is 'tsv'; allowed .*mnist: idx"),
-        ({"data.task": "digits", "data.source": "idx"}, r"config\.data\.source is 'idx'; allowed .*digits: builtin"),
+        (
+            {"data.task": "sst2", "data.source": "idx", "data.dir": "."},
+            r"config\.data\.task is 'sst2'; allowed .*idx: mnist",
+        ),
+        (
+            {"data.task": "mnist", "data.source": "tsv", "data.dir": "."},
+            r"config\.data\.source is 'tsv'; allowed .*mnist: idx",
+        ),
+        (
+            {"data.task": "digits", "data.source": "idx", "data.dir": "."},
+            r"config\.data\.source is 'idx'; allowed .*digits: builtin",
+        ),
         (
             {"data.task": "mnist", "data.source": "idx", "model.name": "tutorial"},
             r"config\.data\.dir is empty; .*IDX files",
@@ -166,7 +175,5 @@ def test_mistakes_in_the_config(changes, says):
     for key, value in changes.items():
         room, name = key.split(".")
         config[room][name] = value
-    if config.data.source in ("tsv", "idx"):
-        config.data.dir = "."
     with pytest.raises(UserError, match=says):
         config_lib.resolve(config, {})
