@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from prune_jax.errors import UserError
+from prune_jax.errors import UserError, first_line
 
 Tree = Any
 
@@ -151,7 +151,7 @@ class Checkpoints:
             raise self._unreadable(kind, number, error) from error
 
     def _unreadable(self, kind, number, error) -> UserError:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         return UserError(
             f"the checkpoint {self._directory / kind / str(number)} cannot be read: {reason[:300]}; "
             "move its run away, or choose another --workdir, to start anew"
@@ -206,7 +206,7 @@ def read_network(directory, kind: str = "best") -> tuple[Tree, Tree]:
             how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
             found = handler.restore(path, args=ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True))
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"the checkpoint {path.parent} cannot be read: {reason[:300]}") from error
     return found["params"], found["gates"]
 

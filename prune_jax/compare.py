@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from prune_jax import command
 from prune_jax.errors import UserError
 
 
@@ -35,18 +36,17 @@ def write(folders: Iterable, out, unfinished: dict[str, str] | None = None, titl
     print(f"summary.csv, runs.csv, plots/ and {path.name} are in {out}", flush=True)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code."""
+def _main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m prune_jax.compare", description="Puts finished runs side by side.")
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="folder of a finished run")
     parser.add_argument("--out", default="comparison", metavar="DIR", help="where the files go (comparison)")
     args = parser.parse_args(argv)
-    try:
-        write(dict.fromkeys(Path(run) for run in args.runs), args.out)
-    except UserError as error:
-        print(f"compare: {error}", file=sys.stderr, flush=True)
-        return 2
-    return 0
+    write(dict.fromkeys(Path(run) for run in args.runs), args.out)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code."""
+    return command.run("compare", _main, argv)
 
 
 if __name__ == "__main__":

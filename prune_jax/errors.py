@@ -1,4 +1,4 @@
-"""The two exceptions that end a run with a message and no traceback."""
+"""The two exceptions that end a run with a message and no traceback, and what is taken from a library's own."""
 
 
 class UserError(Exception):
@@ -18,3 +18,8 @@ class Stopped(Exception):
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def first_line(error: Exception) -> str:
+    """What a library's exception says, for a message of ours: its first line, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -16,6 +16,7 @@ import time
 import zipfile
 from pathlib import Path
 
+from prune_jax import command
 from prune_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -153,8 +154,7 @@ def restore(archive_path: Path, to: Path) -> int:
     return len(infos)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code."""
+def _main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m prune_jax.snapshot", description=__doc__.splitlines()[0])
     parser.add_argument("-m", "--message", help="what the snapshot is of; it heads the readme")
     parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR", help="the tree to save (this program's)")
@@ -162,19 +162,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--restore", type=Path, metavar="ZIP", help="bring a snapshot back")
     parser.add_argument("--to", type=Path, metavar="DIR", help="the new folder that --restore fills")
     args = parser.parse_args(argv)
-    try:
-        if args.restore:
-            if args.to is None:
-                raise UserError("--restore needs --to DIR")
-            print(f"{restore(args.restore, args.to)} files restored into {args.to}")
-        else:
-            if not args.message:
-                raise UserError('a snapshot needs a message: -m "what it is of"')
-            print(save(args.root, args.out, args.message))
-    except UserError as error:
-        print(f"snapshot: {error}", file=sys.stderr, flush=True)
-        return 2
-    return 0
+    if args.restore:
+        if args.to is None:
+            raise UserError("--restore needs --to DIR")
+        print(f"{restore(args.restore, args.to)} files restored into {args.to}")
+    else:
+        if not args.message:
+            raise UserError('a snapshot needs a message: -m "what it is of"')
+        print(save(args.root, args.out, args.message))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code."""
+    return command.run("snapshot", _main, argv)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from prune_jax.data.glue import Task
-from prune_jax.errors import UserError
+from prune_jax.errors import UserError, first_line
 
 TRAIN = "train"
 
@@ -132,7 +132,7 @@ def _read_hub(task, data_config):
     try:
         found = datasets.load_dataset(name, task.name)
     except Exception as error:  # a dozen kinds: no network, no such repository, no such config, a broken file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise UserError(
             f"cannot load {task.name} from config.data.hub_name={name!r}: {reason}. Without a network use "
             "config.data.source=tsv with a GLUE folder, or config.data.source=builtin"

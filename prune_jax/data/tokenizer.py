@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prune_jax.errors import UserError
+from prune_jax.errors import UserError, first_line
 
 DEFAULT = "bert-base-uncased"
 
@@ -105,7 +105,7 @@ def _from_transformers(name: str) -> Tokenizer:
     try:
         loaded = transformers.AutoTokenizer.from_pretrained(name, use_fast=True)
     except Exception as error:  # offline, no such repository, a broken file: the library has a kind for each
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise UserError(
             f"cannot load the tokenizer config.data.tokenizer={name!r}: {reason[:200]}. It may be a vocab.txt file, a "
             "folder with tokenizer.json, or a name on the hub"

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from prune_jax import gates as gates_lib
-from prune_jax.errors import UserError
+from prune_jax.errors import UserError, first_line
 from prune_jax.models.bert import ACTIVATIONS, Bert, BertConfig
 
 Tree = dict
@@ -71,11 +71,6 @@ def _path(path) -> Place:
 # In ------------------------------------------------------------------------------------------------------------------
 
 
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
-
-
 def _file(source: str, name: str) -> Path | None:
     """The file `name` of a checkpoint, from its folder or through the hub's cache; None if the checkpoint has none."""
     if Path(source).is_dir():
@@ -93,7 +88,7 @@ def _file(source: str, name: str) -> Path | None:
             return None
         raise UserError(
             f"config.model.init_from is {source!r}; there is no such folder, and the hub does not give its {name}: "
-            f"{_reason(error)}"
+            f"{first_line(error)[:300]}"
         ) from error
 
 
@@ -101,7 +96,7 @@ def _read_json(path: Path) -> dict:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a JSON file: {_reason(error)}") from error
+        raise UserError(f"{path} is not a JSON file: {first_line(error)[:300]}") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} does not hold a JSON object")
     return found
@@ -206,7 +201,7 @@ def _tensors(source: str) -> dict[str, np.ndarray]:
             with safetensors.safe_open(path, "numpy") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
         except (OSError, safetensors.SafetensorError) as error:
-            raise UserError(f"{path} cannot be read: {_reason(error)}") from error
+            raise UserError(f"{path} cannot be read: {first_line(error)[:300]}") from error
         for name, value in tensors.items():
             name = name.removeprefix("bert.")
             name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
