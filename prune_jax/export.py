@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from prune_jax import runs, stablehlo
+from prune_jax import command, runs, stablehlo
 from prune_jax import shrink as shrink_lib
 from prune_jax import workdir as workdir_lib
 from prune_jax.data.glue import get_task
@@ -158,7 +158,7 @@ def export(
     return written
 
 
-def main(argv: list[str] | None = None) -> int:
+def _main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m prune_jax.export", description=__doc__.splitlines()[0])
     parser.add_argument("run", metavar="RUN_DIR")
     parser.add_argument("target", metavar="OUT_DIR")
@@ -168,23 +168,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--int8", action="store_true", help="stablehlo: 8 bits a weight, a scale an output channel")
     parser.add_argument("--force", action="store_true", help="replace an earlier export in OUT_DIR")
     args = parser.parse_args(argv)
-    try:
-        if args.int8 and args.format == "hf":
-            raise UserError("--int8 needs --format=stablehlo: a BERT of transformers has no 8-bit weights")
-        written = export(args.run, args.target, args.kind, args.shrink, args.force, args.format, args.int8)
-    except UserError as error:
-        print(f"export: {error}", file=sys.stderr)
-        return 2
+    if args.int8 and args.format == "hf":
+        raise UserError("--int8 needs --format=stablehlo: a BERT of transformers has no 8-bit weights")
+    written = export(args.run, args.target, args.kind, args.shrink, args.force, args.format, args.int8)
     if args.format == "stablehlo":
         print(
             f"{args.target}: {written['weights']}, {written['bytes']:,} bytes; largest logit difference "
             f"{written['largest_logit_difference']:.2e} where the largest logit is {written['largest_logit']:.2f}"
         )
-        return 0
+        return
     sizes = "".join(f", {key} {written[key]}" for key in ("layer_heads", "layer_ffn") if key in written)
     how = "; load it with trust_remote_code=True" if "auto_map" in written else ""
     print(f"{args.target}: {written['architectures'][0]}{sizes}{how}")
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code."""
+    return command.run("export", _main, argv)
 
 
 if __name__ == "__main__":
