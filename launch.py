@@ -90,12 +90,17 @@ def _complain(message: object, code: int) -> int:
 def _keep_what_is_compiled(data_config) -> None:
     """Lets jax keep compiled steps beside the token cache, so that the next run of this shape starts without a wait.
 
-    To be called before jax is imported. What the user has set in the environment holds.
+    What the user has set in the environment holds. Through jax.config: resolving a config whose network comes from a
+    checkpoint has imported jax already, which reads the environment only then.
     """
+    import jax
+
     from prune_jax.data import cache_folder
 
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder(data_config) / "compiled"))
-    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**31))  # bytes; the least recently used go first
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder(data_config) / "compiled"))
+    if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
+        jax.config.update("jax_compilation_cache_max_size", 2**31)  # bytes; the least recently used go first
 
 
 def main(argv: list[str]) -> int:
