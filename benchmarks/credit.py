@@ -35,8 +35,10 @@ VARIANTS = {  # name: (method, scope, keys of config.spt)
     "control_variate_absolute": ("spt", "global", {"control_variate": True, "absolute": True}),
     "layer": ("spt", "global", {"credit": "layer"}),
     "layer_10": ("spt", "global", {"credit": "layer", "epsilon": 0.1}),
-    "layer_10_4": ("spt", "global", {"credit": "layer", "epsilon": 0.1, "explorations": 4}),
-    "layer_movement": ("spt", "global", {"credit": "layer", "epsilon": 0.1, "inside": "movement"}),
+    "layer_30": ("spt", "global", {"credit": "layer", "epsilon": 0.3}),
+    "layer_50": ("spt", "global", {"credit": "layer", "epsilon": 0.5}),
+    "layer_30_4": ("spt", "global", {"credit": "layer", "epsilon": 0.3, "explorations": 4}),
+    "layer_movement": ("spt", "global", {"credit": "layer", "epsilon": 0.3, "inside": "movement"}),
 }
 
 

@@ -4,18 +4,19 @@ A pass gives one number, and a layer is few enough things for that number to rea
 (t * E + e) mod L alone, the next epsilon share of its open gates in their order inside the layer: what pruning would
 take first. Its importance is thus a marginal loss, measured to second order and beyond, on the batch of the step.
 
-The smallest weights of a dense layer weigh next to nothing: where epsilon is a percent of them, rounding is most of
-what a pass measures, and a tenth (configs/spt_best.py) is the better choice until the layer is sparse.
+The smallest weights of a dense layer weigh next to nothing: where epsilon is a percent of them, rounding and the
+batch's slope are most of what a pass measures, and configs/spt_best.py takes a larger share.
 
 Budgets. Near an optimum the loss of closing gates grows as the sum of their w^2 (optimal brain damage, LeCun et al.,
 1990, with one curvature a layer), so the cost of the next gate of layer l is
 
-  c_l * w^2,   c_l = average of the importances / average of the sums of w^2 that the passes closed,
+  c_l * w^2,   c_l = sum of the importances / sum of the w^2 that the passes closed,
 
 and the budgets that close a given total at the least sum of costs are those of one water level: the gates with the
 lowest c_l * w^2 of the whole network. The total is exact, and the largest weight of a layer goes last of all, so that
-none is emptied. With magnitude inside, the same order closes them; with movement it only says how many each layer
-closes. Neither pruning.scope nor spt.center plays a part: no other layer is in a pass's importance.
+none is emptied. Both sums are over all passes, those of an epoch counting half as much as those of the next: what one
+batch tells is noise for the most part, its sign too. With magnitude inside, the same order closes them; with movement
+it only says how many each layer closes. Neither pruning.scope, spt.center nor spt.reward_alpha plays a part.
 """
 
 import jax
@@ -35,7 +36,7 @@ def curvatures(importance: np.ndarray, squares: np.ndarray, explored: np.ndarray
     """(layers,) c_l > 0; a layer that no pass has explored has the mean of the others, or 1 if there are none.
 
     Args:
-      importance, squares: (layers,) float32, averages over the passes; explored: (layers,) bool.
+      importance, squares: (layers,) float32, sums over the passes; explored: (layers,) bool.
     """
     found = np.maximum(importance, 0) / np.maximum(squares, np.finfo(np.float32).tiny)
     known = found[explored]
@@ -108,8 +109,7 @@ def create(config) -> Method:
         for e in range(explorations):
             chosen = jnp.arange(layers) == layer_of(e)
             for name, value in (("importance", found[e]), ("squares", squares)):
-                moved = exploration.average(state["explored"], state[name], value, info.hyper["reward_alpha"])
-                state[name] = jnp.where(chosen, moved, state[name])
+                state[name] += jnp.where(chosen, value, 0)
             state["explored"] |= chosen
             kind = types[layer_of(e)]
             state["epoch_sum"] = state["epoch_sum"].at[kind].add(found[e])
@@ -127,10 +127,11 @@ def create(config) -> Method:
 
     def end_epoch(gates, state):
         state, *report = exploration.end_epoch(gates, state, cfg.explore_per_layer)
-        return {**state, "stale": jnp.ones_like(state["stale"], device=state["stale"].sharding)}, *report
+        older = {name: state[name] / 2 for name in ("importance", "squares")}
+        return {**state, **older, "stale": jnp.ones_like(state["stale"], device=state["stale"].sharding)}, *report
 
     return Method(
-        hyper={"epsilon": cfg.epsilon, "reward_alpha": cfg.reward_alpha},
+        hyper={"epsilon": cfg.epsilon},
         init=init,
         after_step=after_step,
         prune=prune,

@@ -44,6 +44,17 @@ GEOMETRIES = {
 }
 
 
+def max_pool(x: jax.Array, size: int) -> jax.Array:
+    """The largest of every size x size pixels: (batch, h, w, c) to (batch, h // size, w // size, c).
+
+    As a maximum over axes: the gradient of nn.max_pool's window costs a CPU a third of LeNet-5's training step.
+    """
+    batch, height, width, channels = x.shape
+    rows, columns = height // size, width // size
+    x = x[:, : rows * size, : columns * size]
+    return jnp.max(x.reshape(batch, rows, size, columns, size, channels), axis=(2, 4))
+
+
 class LeNet(nn.Module):
     """Images to logits.
 
@@ -82,8 +93,7 @@ class LeNet(nn.Module):
             layer = GatedConv(conv.features, size, strides, self.padding, self.dtype, _init, name=f"conv_{i}")
             x = jax.nn.relu(layer(x))
             if conv.pool > 1:
-                window = (conv.pool,) * 2
-                x = nn.max_pool(x, window, strides=window)
+                x = max_pool(x, conv.pool)
         x = x.reshape(x.shape[0], -1)
         for i, features in enumerate(self.geometry.hidden, 1):
             x = jax.nn.relu(GatedDense(features, self.dtype, _init, name=f"dense_{i}")(x))
