@@ -83,7 +83,7 @@ def _fail(config, problem: str) -> UserError:
     return UserError(f"config.distill.teacher={config.distill.teacher!r} cannot teach this run: {problem}")
 
 
-def _read(config):
+def _read(config, task):
     """(the teacher's config, its params, its gates, its tokenizer's name)."""
     source = config.distill.teacher
     if runs.is_run(source):
@@ -96,9 +96,12 @@ def _read(config):
     if keys.MODELS[config.model.name] != "text":
         raise _fail(config, f"allowed: the folder of a run with images, as config.model.name={config.model.name} has")
     try:
-        geometry, params, tok = hf.read_config(source), hf.load(source), hf.tokenizer(source)
+        geometry, tok = hf.read_config(source), hf.tokenizer(source)
+        params, note = hf.load_for(source, task.labels)
     except UserError as error:
         raise UserError(str(error).replace("config.model.init_from", "config.distill.teacher")) from error
+    if note and "classifier" not in params:
+        raise _fail(config, note)
     found = config.copy_and_resolve_references()
     with found.unlocked(), found.model.ignore_type():
         found.model.update(geometry)
@@ -113,8 +116,8 @@ def load(config, dataset) -> Teacher | None:
     """
     if not config.distill.teacher:
         return None
-    found, params, gates, tok_name = _read(config)
     task = dataset.task
+    found, params, gates, tok_name = _read(config, task)
     with found.unlocked():
         found.model.dtype = config.model.dtype
     if "token_embedding" in params:

@@ -1,5 +1,6 @@
 """Soft targets against float64, logits by example, stops and resumptions, and teachers that do not fit."""
 
+import json
 import signal
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from test_train import assert_same_trees, numbers, saved_state, stop_at
 
 from prune_jax import config as config_lib
-from prune_jax import data, distill, train, workdir
+from prune_jax import data, distill, export, train, workdir
 from prune_jax import state as state_lib
 from prune_jax.errors import Stopped, UserError
 
@@ -131,6 +132,20 @@ def test_a_pruned_student_trains_and_weight_0_changes_no_bit(teacher, tmp_path):
     assert run("zero", weight=0.0) == plain
     deep = run("deep", hidden_weight=1.0, attention_weight=0.1)
     assert deep[0]["train_loss"] != plain[0]["train_loss"] and deep[0]["sparsity"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_checkpoint_teaches_in_the_order_of_the_tasks_labels(teacher, tmp_path):
+    export.export(teacher[0], tmp_path / "out")
+    config, dataset, found = loaded(student((tmp_path / "out", teacher[1])))
+    expected = distill.teach(found, config, dataset)[0].train.logits
+    path = tmp_path / "out" / "config.json"
+    raw = json.loads(path.read_text()) | {"label2id": None}
+    path.write_text(json.dumps(raw | {"id2label": {"0": "Positive", "1": "Negative"}}))
+    swapped = distill.teach(distill.load(config, dataset), config, dataset)[0].train.logits
+    np.testing.assert_array_equal(swapped, expected[:, ::-1])
+    path.write_text(json.dumps(raw | {"id2label": {"0": "cat", "1": "dog"}}))
+    with pytest.raises(UserError, match=r"teacher=.*its own classifier is of cat, dog, not of negative"):
+        distill.load(config, dataset)
 
 
 @pytest.mark.parametrize("hidden_weight", [0.0, 1.0])  # by the logits alone; with the teacher in the step

@@ -2,7 +2,8 @@
 
 Only safetensors files are read, never a pickle, and torch plays no part. A checkpoint may be a BertModel or a BERT with
 any head, its tensors with or without the prefix "bert.", in one file or in shards with an index. The head of a
-BertForSequenceClassification is kept, every other one is dropped; a checkpoint without a pooler leaves it out.
+BertForSequenceClassification is kept, every other one is dropped; a checkpoint without a pooler leaves it out. Its
+classes come in the order that config.json names them in, which load_for turns into the task's.
 """
 
 import json
@@ -263,6 +264,37 @@ def load(source: str) -> Tree:
     if problems:
         raise _fail(source, problems)
     return params
+
+
+def _label_names(raw: dict) -> tuple[str, ...]:
+    """The names of the checkpoint's classes in the order of its outputs, () if config.json says nothing of them."""
+    listed, stated = (raw[key] if isinstance(raw.get(key), dict) else {} for key in ("id2label", "label2id"))
+    for ids in (listed, {str(i): name for name, i in stated.items()}):
+        names = tuple(str(ids.get(str(i), "")).casefold() for i in range(len(ids)))
+        if not all(re.fullmatch(r"(label_)?\d*", name) for name in names):  # LABEL_0, LABEL_1 is nobody's choice
+            return names
+    return ()
+
+
+def load_for(source: str, labels: tuple[str, ...]) -> tuple[Tree, str]:
+    """(the params of `load` with the classes in the order of a task's labels, what was done for that, if anything).
+
+    A classifier whose names (in any case) are the labels in another order has its outputs permuted. One that names
+    other classes is left out. One that names none is taken to have the task's order.
+
+    Args:
+      labels: of the task, in the order of their ids; () for a regression, which has no order.
+    """
+    params, theirs = load(source), _label_names(_raw_config(source))
+    ours = tuple(label.casefold() for label in labels)
+    if not ours or not theirs or theirs == ours or "classifier" not in params:
+        return params, ""
+    if sorted(theirs) != sorted(ours):
+        del params["classifier"]
+        return params, f"its own classifier is of {', '.join(theirs)}, not of {', '.join(ours)}"
+    order = [theirs.index(name) for name in ours]
+    params["classifier"] = {name: np.ascontiguousarray(leaf[..., order]) for name, leaf in params["classifier"].items()}
+    return params, f"its classifier, {', '.join(theirs)} there, in this task's order"
 
 
 # Out -----------------------------------------------------------------------------------------------------------------
