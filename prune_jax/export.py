@@ -4,10 +4,10 @@
 
 With --format=stablehlo OUT_DIR holds what prune_jax.stablehlo says, and the tokenizer; `load` reads it back. With hf
 OUT_DIR then holds config.json, model.safetensors and the tokenizer, for AutoModelForSequenceClassification and
-AutoTokenizer; closed weights are exact zeros. With --shrink, attention heads and feed-forward columns that are closed
-as a whole are cut out. BertConfig can say so only where every layer keeps all its heads and the same number of columns;
-any other export has its own model class in OUT_DIR and loads with trust_remote_code=True (without, transformers stops
-at the sizes). config.model.init_from loads both.
+AutoTokenizer; closed weights are exact zeros. With --shrink, attention heads, feed-forward columns and units of the
+pooler that are closed as a whole are cut out. BertConfig can say so only where every layer keeps all its heads and the
+same number of columns, and the pooler its width; any other export has its own model class in OUT_DIR and loads with
+trust_remote_code=True (without, transformers stops at the sizes). config.model.init_from loads both.
 """
 
 import argparse
@@ -43,11 +43,20 @@ def checkpoint(network: runs.Network, shrink: bool = False) -> tuple[dict, dict[
     task = get_task(config.data.task, config.data.source)
     depth = model.d_model // model.num_heads
     params = shrink_lib.with_units(shrink_lib.merge(network.params, network.gates))
-    heads = model.get("layer_heads") or (model.num_heads,) * model.num_layers
-    d_ff = model.get("layer_ffn") or (model.d_ff,) * model.num_layers
+    sizes = {
+        "layer_heads": model.get("layer_heads") or (model.num_heads,) * model.num_layers,
+        "layer_ffn": model.get("layer_ffn") or (model.d_ff,) * model.num_layers,
+        "pooler_width": params["pooler"]["bias"].size,
+    }
     if shrink:
-        params, heads, d_ff = shrink_lib.shrink(params, depth)
-    plain = set(heads) == {model.num_heads} and len(set(d_ff)) == 1 and d_ff[0] > 0
+        params, sizes = shrink_lib.shrink(params, depth)
+    d_ff = sizes["layer_ffn"]
+    plain = (
+        set(sizes["layer_heads"]) == {model.num_heads}
+        and len(set(d_ff)) == 1
+        and d_ff[0] > 0
+        and sizes["pooler_width"] == model.d_model
+    )
     name = "BertForSequenceClassification"
     labels = task.labels or ("score",)
     found = {
@@ -70,7 +79,8 @@ def checkpoint(network: runs.Network, shrink: bool = False) -> tuple[dict, dict[
         "dtype": "float32",
     }
     if not plain:
-        found |= {"layer_heads": list(heads), "layer_ffn": list(d_ff)}
+        found |= {"layer_heads": list(sizes["layer_heads"]), "layer_ffn": list(d_ff)}
+        found["pooler_width"] = sizes["pooler_width"]
         found["auto_map"] = {
             "AutoModel": f"{_CODE.stem}.ShrunkBertModel",
             "AutoModelForSequenceClassification": f"{_CODE.stem}.Shrunk{name}",
@@ -164,7 +174,7 @@ def _main(argv: list[str]) -> None:
     parser.add_argument("target", metavar="OUT_DIR")
     parser.add_argument("--format", choices=tuple(_FILES), default="hf")
     parser.add_argument("--kind", choices=("best", "last"), default="best", help="which checkpoint of the run")
-    parser.add_argument("--shrink", action="store_true", help="cut out heads and feed-forward columns that are closed")
+    parser.add_argument("--shrink", action="store_true", help="cut out heads, columns and pooler units that are closed")
     parser.add_argument("--int8", action="store_true", help="stablehlo: 8 bits a weight, a scale an output channel")
     parser.add_argument("--force", action="store_true", help="replace an earlier export in OUT_DIR")
     args = parser.parse_args(argv)
@@ -177,7 +187,8 @@ def _main(argv: list[str]) -> None:
             f"{written['largest_logit_difference']:.2e} where the largest logit is {written['largest_logit']:.2f}"
         )
         return
-    sizes = "".join(f", {key} {written[key]}" for key in ("layer_heads", "layer_ffn") if key in written)
+    keys = ("layer_heads", "layer_ffn", "pooler_width")
+    sizes = "".join(f", {key} {written[key]}" for key in keys if key in written)
     how = "; load it with trust_remote_code=True" if "auto_map" in written else ""
     print(f"{args.target}: {written['architectures'][0]}{sizes}{how}")
 

@@ -27,6 +27,11 @@ HEADS = ("regressor", "classifier")
 Tree = Any
 
 
+def head_name(tree: Tree) -> str:
+    """Which of HEADS a network has, by its params or gates."""
+    return next(name for name in HEADS if name in tree)
+
+
 def _module_names(gates: Tree) -> list[str]:
     """The name of the module that owns each gate leaf, in leaf order; of a leaf of units (groups.sums) their kind."""
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(gates)]

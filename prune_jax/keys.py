@@ -59,6 +59,7 @@ FOLLOWS_CHECKPOINT = (  # keys of config.model that a network brings with it
     "layer_norm_eps",
     "layer_heads",
     "layer_ffn",
+    "pooler_width",
 )
 
 OTHERWISE = {  # BERT's own, where neither the user nor a checkpoint says

@@ -78,13 +78,13 @@ def _network(network: runs.Network, shrink: bool):
     task, params = get_task(config.data.task, config.data.source), shrink_lib.merge(network.params, network.gates)
     if "token_embedding" not in params:
         if shrink:
-            raise UserError("--shrink cuts the heads and feed-forward columns of a BERT; this run's network is none")
+            raise UserError("--shrink cuts the heads, columns and pooler of a BERT; this run's network is none")
         return models.create(config, task, None), params, task
     if shrink:
         depth = config.model.d_model // config.model.num_heads
-        params, heads, d_ff = shrink_lib.shrink(shrink_lib.with_units(params), depth)
+        params, sizes = shrink_lib.shrink(shrink_lib.with_units(params), depth)
         with config.ignore_type():
-            config.model.update({"layer_heads": heads, "layer_ffn": d_ff})
+            config.model.update(sizes)
     return models.create(config, task, params["token_embedding"]["embedding"].shape[0]), params, task
 
 

@@ -203,6 +203,7 @@ def test_half_precision_is_read(tmp_path):
         ({"hidden_act": "xielu"}, "hidden_act is 'xielu'; allowed: gelu, "),
         ({"num_attention_heads": 3}, "num_attention_heads is 3, no divisor of hidden_size 16"),
         ({"layer_heads": [4, 5]}, "layer_heads is [4, 5]; allowed: 2 whole numbers from 0 to 4, one a layer"),
+        ({"pooler_width": 17}, "pooler_width is 17; allowed: a whole number from 0 to 16"),
         ({"hidden_size": "16"}, "hidden_size is '16'; allowed: a positive whole number"),
     ],
 )

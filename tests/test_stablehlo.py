@@ -12,7 +12,7 @@ from prune_jax.errors import UserError
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """(folder, model, params, gates) of a two-layer run that has lost a head and columns of layer 0."""
+    """(folder, model, params, gates) of a run that has lost a head and columns of layer 0, and units of the pooler."""
     from configs import common
 
     config = common.get_config()
@@ -20,7 +20,7 @@ def run(tmp_path_factory):
     config.model.max_positions = 64
     config.data.update({"source": "builtin", "task": "single", "max_len": 32})
     folder = tmp_path_factory.mktemp("stablehlo") / "run"
-    return folder, *make_run(folder, config, [(0, "head", (1,)), (0, "ffn", range(20))])
+    return folder, *make_run(folder, config, [(0, "head", (1,)), (0, "ffn", range(20)), (None, "pooler", range(9))])
 
 
 def batch_of(rows, length, vocab=20):
@@ -84,7 +84,7 @@ def test_images_are_deployed_too(small_config, tmp_path):
     assert info["inputs"] == [{"name": "image", "shape": ["batch", 8, 8, 1], "dtype": "float32"}]
     assert info["labels"] == [str(i) for i in range(10)]
     assert export.load(tmp_path / "out").call(np.zeros((3, 8, 8, 1), np.float32)).shape == (3, 10)
-    with pytest.raises(UserError, match="--shrink cuts the heads"):
+    with pytest.raises(UserError, match="--shrink cuts the heads, columns and pooler"):
         export.export(tmp_path / "run", tmp_path / "other", form="stablehlo", shrink=True)
     assert not (tmp_path / "other").exists()
 

@@ -148,8 +148,11 @@ def read_config(source: str) -> dict[str, Any]:
     ):
         if (value := raw.get(key)) not in (None, wanted):
             problems.append(f"{key} is {value!r}; allowed: {wanted!r}")
-    found |= {"layer_heads": None, "layer_ffn": None}
+    found |= {"layer_heads": None, "layer_ffn": None, "pooler_width": raw.get("pooler_width")}
     if not problems:
+        width, most = found["pooler_width"], found["d_model"]
+        if width is not None and not (type(width) is int and 0 <= width <= most):
+            problems.append(f"pooler_width is {width!r}; allowed: a whole number from 0 to {most}")
         for key, most in (("layer_heads", found["num_heads"]), ("layer_ffn", found["d_ff"])):
             sizes = raw.get(key)
             if key == "layer_heads" and raw.get("pruned_heads"):  # transformers before 5 told of lost heads so
