@@ -136,9 +136,8 @@ def _check_values(config) -> None:
             len(sizes) == model.num_layers and all(isinstance(size, int) and 0 <= size <= most for size in sizes)
         ):
             raise _fail(f"model.{key}", sizes, f"{model.num_layers} whole numbers from 0 to {most}, one a layer")
-    if model.pooler_width is not None and not 0 <= model.pooler_width <= model.d_model:
-        allowed = f"a whole number from 0 to config.model.d_model ({model.d_model})"
-        raise _fail("model.pooler_width", model.pooler_width, allowed)
+    if (model.pooler_width or 0) > model.d_model:
+        raise _fail("model.pooler_width", model.pooler_width, f"at most config.model.d_model ({model.d_model})")
     if data.max_len > model.max_positions:
         raise _fail("data.max_len", data.max_len, f"at most config.model.max_positions ({model.max_positions})")
     buckets = data.buckets
@@ -206,6 +205,8 @@ def _check_structure(config, notes: list[str]) -> None:
         return
     if keys.MODELS[model.name] != "text":
         raise _fail("pruning.structure", text, f"unstructured with config.model.name={model.name}, which is no BERT")
+    if structure.parts == ("pooler",) and model.pooler_width == 0:
+        raise _fail("pruning.structure", text, "others with config.model.pooler_width=0, which leaves nothing to close")
     depth = model.d_model // model.num_heads
     widths = {"d_model": model.d_model, "d_ff": model.d_ff}
     widths |= {f"layer_ffn[{i}]": size for i, size in enumerate(model.layer_ffn or ())}
