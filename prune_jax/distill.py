@@ -31,7 +31,7 @@ import numpy as np
 
 from prune_jax import config as config_lib
 from prune_jax import data as data_lib
-from prune_jax import evaluate, keys, models, runs
+from prune_jax import evaluate, keys, models, runs, trees
 from prune_jax import state as state_lib
 from prune_jax.data import batching, tokenizer
 from prune_jax.errors import UserError
@@ -135,14 +135,9 @@ def load(config, dataset) -> Teacher | None:
     rows = params["token_embedding"]["embedding"].shape[0] if "token_embedding" in params else None
     model = models.create(found, task, rows)
     wanted = jax.eval_shape(model.init, jax.random.key(0), *model.example_inputs())["params"]
-    shapes = [
-        {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (wanted, params)
-    ]
-    differs = sorted(name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name))
-    if differs:
-        ours, theirs = (found.get(differs[0], "missing") for found in shapes)
-        raise _fail(config, f"{differs[0]} is {theirs} there, and {task.name} makes it {ours}")
+    if differs := trees.differing(params, wanted):
+        name, (theirs, ours) = next(iter(differs.items()))
+        raise _fail(config, f"{name} is {theirs} there, and {task.name} makes it {ours}")
     _check_layers(config, model)
     return Teacher(model, {"params": params} | ({"gates": gates} if gates else {}))
 

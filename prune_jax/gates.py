@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prune_jax import trees
 from prune_jax.random_bits import hashed_bits
 
 LAYER_TYPES = (
@@ -96,7 +97,7 @@ def _open_counts(gates: Tree) -> list[int]:
 def layer_sparsity(gates: Tree) -> dict[str, float]:
     """The closed fraction of each kernel, keyed by its path joined with '/'."""
     return {
-        "/".join(key.key for key in path[:-1]): 1 - opened / leaf.size
+        trees.name(path[:-1]): 1 - opened / leaf.size
         for (path, leaf), opened in zip(jax.tree_util.tree_leaves_with_path(gates), _open_counts(gates), strict=True)
     }
 

@@ -4,15 +4,11 @@ import jax
 import numpy as np
 
 from prune_jax import gates as gates_lib
-from prune_jax import runs
+from prune_jax import runs, trees
 from prune_jax.errors import UserError
 from prune_jax.models import hf
 
 Tree = dict
-
-
-def _leaves(tree: Tree) -> dict[str, object]:
-    return {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _module(name: str) -> str:
@@ -45,30 +41,30 @@ def network(
         (_, found_params, found_gates), note = runs.load(source, kind), ""
     else:
         (found_params, note), found_gates = hf.load_for(source, labels), {}
-    wanted, given = _leaves(params), _leaves(found_params)
-    new = {_module(n) for n in wanted if _is_head(n) and getattr(given.get(n), "shape", None) != wanted[n].shape}
+    differs = trees.differing(found_params, params)
+    new = {_module(n) for n, (_, here) in differs.items() if _is_head(n) and here != trees.MISSING}
     if "pooler" in params and "pooler" not in found_params:
         new.add("pooler")
-    differs = []
-    for name in sorted(wanted.keys() | {n for n in given if not _is_head(n)}):
-        ours, theirs = (getattr(leaves.get(name), "shape", "missing") for leaves in (wanted, given))
-        if ours != theirs and _module(name) not in new:
-            differs.append(f"{name}: {theirs} there, {ours} here")
-    if differs:
-        more = f"; and {len(differs) - 5} more" if len(differs) > 5 else ""
+    problems = [
+        f"{name}: {there} there, {here} here"
+        for name, (there, here) in differs.items()
+        if not _is_head(name) and _module(name) not in new
+    ]
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise UserError(
-            f"config.model.init_from={source!r} is another network than this config's: {'; '.join(differs[:5])}{more}"
+            f"config.model.init_from={source!r} is another network than this config's: {'; '.join(problems[:5])}{more}"
         )
 
     def take(own: Tree, other: Tree) -> Tree:
-        leaves = _leaves(other)
+        leaves = trees.by_name(other)
 
         def at(path, leaf):
-            name = "/".join(key.key for key in path)
+            name = trees.name(path)
             return leaf if _module(name) in new or name not in leaves else np.asarray(leaves[name], leaf.dtype)
 
         return jax.tree_util.tree_map_with_path(at, own)
 
-    kept = {_module(n) for n in wanted if _is_head(n)} - new
+    kept = params.keys() & set(gates_lib.HEADS) - new
     done = [*(f"a new {name}" for name in sorted(new)), *([note] if note else (f"its {name}" for name in kept))]
     return (take(params, found_params), take(gates, found_gates)), "; ".join([f"initial   {source}", *done])

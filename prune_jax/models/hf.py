@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from prune_jax import gates as gates_lib
+from prune_jax import trees
 from prune_jax.errors import UserError, first_line
 from prune_jax.models.bert import ACTIVATIONS, Bert, BertConfig
 
@@ -63,10 +64,6 @@ def tensor_name(path: Place) -> str:
     else:
         module = "classifier"  # transformers has one name for both kinds of head
     return f"{module}.{_LEAVES[leaf]}"
-
-
-def _path(path) -> Place:
-    return tuple(key.key for key in path)
 
 
 # In ------------------------------------------------------------------------------------------------------------------
@@ -239,7 +236,7 @@ def load(source: str) -> Tree:
     geometry |= {name: geometry[name] or () for name in ("layer_heads", "layer_ffn")}
     model = Bert(BertConfig(**geometry, num_labels=max(labels, 1), regression=head == "regressor"))
     shapes = jax.eval_shape(model.init, jax.random.key(0), *model.example_inputs())["params"]
-    wanted = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+    wanted = {trees.place(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
     optional = {path for path in wanted if path[0] in gates_lib.HEADS and head is None}
     if not any(name.startswith("pooler.") for name in given):
         optional |= {path for path in wanted if path[0] == "pooler"}
@@ -310,5 +307,5 @@ def state_dict(params: Tree) -> dict[str, np.ndarray]:
         leaf = np.asarray(leaf, np.float32)
         return np.ascontiguousarray(leaf.T if path[-1] == "kernel" else leaf)
 
-    paths = ((_path(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params))
+    paths = ((trees.place(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params))
     return {tensor_name(path): tensor(path, leaf) for path, leaf in paths}
