@@ -8,8 +8,8 @@ head+ffn, ...  several of these three, in this order
 block:RxC      blocks of R inputs by C outputs
 n:m            of every m consecutive inputs of an output, n stay open (2:4 is what sparse tensor cores take)
 
-A structure covers the kernels that it names; blocks and n:m cover every kernel but the pooler's and the
-head's. The sparsity that the schedule asks for is that of the covered kernels, and all others stay open.
+A structure covers the kernels that it names; blocks and n:m cover every kernel but the pooler's and the head's. The
+sparsity that the schedule asks for is that of the covered kernels, and all others stay open.
 
 Units close whole: with pruning.scope=local a layer of h heads reaches multiples of 1/h only, the nearest to the target,
 so that 90 percent closes all 4 heads of every layer. Few heads want pruning.scope=global, or head+ffn. A unit of the
