@@ -71,10 +71,8 @@ def main():
     for share in args.shares:
         gates = jax.device_get(close_at_random(opened, share))
         merged = shrink.merge(params, gates)
-        small, layer_heads, layer_ffn = shrink.shrink(merged, d_model // heads)
-        small_model = Bert(
-            BertConfig(harness.VOCABULARY, layers, d_model, heads, d_ff, layer_heads=layer_heads, layer_ffn=layer_ffn)
-        )
+        small, sizes = shrink.shrink(merged, d_model // heads)
+        small_model = Bert(BertConfig(harness.VOCABULARY, layers, d_model, heads, d_ff, **sizes))
         networks = {
             "dense": (model, {"params": params}),
             "gated": (model, {"params": params, "gates": gates}),

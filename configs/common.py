@@ -25,6 +25,7 @@ def get_config() -> config_dict.ConfigDict:
     config.model.layer_norm_eps = placeholder(float)  # 1e-12
     config.model.layer_heads = placeholder(tuple)  # heads of each layer of a shrunk network; unset: num_heads
     config.model.layer_ffn = placeholder(tuple)  # feed-forward columns of each layer; unset: d_ff
+    config.model.pooler_width = placeholder(int)  # and units of the pooler; unset: d_model
     config.model.dropout = 0.1
     config.model.dtype = "float32"  # float32 | bfloat16, of the computation; weights are float32
 
@@ -76,7 +77,7 @@ def get_config() -> config_dict.ConfigDict:
     config.pruning.start_epoch = 4
     config.pruning.end_epoch = 23
     config.pruning.sparsity_steps = placeholder(tuple)  # one an epoch after start_epoch; percentages or fractions
-    config.pruning.structure = "unstructured"  # unstructured | head | ffn | head+ffn | block:RxC | n:m
+    config.pruning.structure = "unstructured"  # unstructured | head, ffn, pooler, also joined by + | block:RxC | n:m
     config.pruning.scope = "local"  # local: each kernel | global: all kernels together
 
     config.spt = config_dict.ConfigDict()

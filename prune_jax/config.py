@@ -136,6 +136,8 @@ def _check_values(config) -> None:
             len(sizes) == model.num_layers and all(isinstance(size, int) and 0 <= size <= most for size in sizes)
         ):
             raise _fail(f"model.{key}", sizes, f"{model.num_layers} whole numbers from 0 to {most}, one a layer")
+    if (model.pooler_width or 0) > model.d_model:
+        raise _fail("model.pooler_width", model.pooler_width, f"at most config.model.d_model ({model.d_model})")
     if data.max_len > model.max_positions:
         raise _fail("data.max_len", data.max_len, f"at most config.model.max_positions ({model.max_positions})")
     buckets = data.buckets
@@ -203,6 +205,8 @@ def _check_structure(config, notes: list[str]) -> None:
         return
     if keys.MODELS[model.name] != "text":
         raise _fail("pruning.structure", text, f"unstructured with config.model.name={model.name}, which is no BERT")
+    if structure.parts == ("pooler",) and model.pooler_width == 0:
+        raise _fail("pruning.structure", text, "others with config.model.pooler_width=0, which leaves nothing to close")
     depth = model.d_model // model.num_heads
     widths = {"d_model": model.d_model, "d_ff": model.d_ff}
     widths |= {f"layer_ffn[{i}]": size for i, size in enumerate(model.layer_ffn or ())}
@@ -226,7 +230,8 @@ def _check_spt(config) -> None:
     if cfg.antithetic and cfg.explorations % 2:
         raise _fail("spt.explorations", cfg.explorations, "an even number with config.spt.antithetic, which pairs them")
     if cfg.credit == "group" and parse(structure).kind in ("unstructured", "n:m"):
-        raise _fail("pruning.structure", structure, "head, ffn, head+ffn, block:RxC with config.spt.credit=group")
+        allowed = "head, ffn, pooler, several of them joined by +, block:RxC with config.spt.credit=group"
+        raise _fail("pruning.structure", structure, allowed)
     if cfg.credit == "layer":
         for key in ("control_variate", "antithetic", "absolute"):
             if cfg[key]:

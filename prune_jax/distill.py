@@ -31,7 +31,7 @@ import numpy as np
 
 from prune_jax import config as config_lib
 from prune_jax import data as data_lib
-from prune_jax import evaluate, keys, models, runs
+from prune_jax import evaluate, keys, models, runs, trees
 from prune_jax import state as state_lib
 from prune_jax.data import batching, tokenizer
 from prune_jax.errors import UserError
@@ -83,7 +83,7 @@ def _fail(config, problem: str) -> UserError:
     return UserError(f"config.distill.teacher={config.distill.teacher!r} cannot teach this run: {problem}")
 
 
-def _read(config):
+def _read(config, task):
     """(the teacher's config, its params, its gates, its tokenizer's name)."""
     source = config.distill.teacher
     if runs.is_run(source):
@@ -96,9 +96,12 @@ def _read(config):
     if keys.MODELS[config.model.name] != "text":
         raise _fail(config, f"allowed: the folder of a run with images, as config.model.name={config.model.name} has")
     try:
-        geometry, params, tok = hf.read_config(source), hf.load(source), hf.tokenizer(source)
+        geometry, tok = hf.read_config(source), hf.tokenizer(source)
+        params, note = hf.load_for(source, task.labels)
     except UserError as error:
         raise UserError(str(error).replace("config.model.init_from", "config.distill.teacher")) from error
+    if note and "classifier" not in params:
+        raise _fail(config, note)
     found = config.copy_and_resolve_references()
     with found.unlocked(), found.model.ignore_type():
         found.model.update(geometry)
@@ -113,8 +116,8 @@ def load(config, dataset) -> Teacher | None:
     """
     if not config.distill.teacher:
         return None
-    found, params, gates, tok_name = _read(config)
     task = dataset.task
+    found, params, gates, tok_name = _read(config, task)
     with found.unlocked():
         found.model.dtype = config.model.dtype
     if "token_embedding" in params:
@@ -132,14 +135,9 @@ def load(config, dataset) -> Teacher | None:
     rows = params["token_embedding"]["embedding"].shape[0] if "token_embedding" in params else None
     model = models.create(found, task, rows)
     wanted = jax.eval_shape(model.init, jax.random.key(0), *model.example_inputs())["params"]
-    shapes = [
-        {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (wanted, params)
-    ]
-    differs = sorted(name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name))
-    if differs:
-        ours, theirs = (found.get(differs[0], "missing") for found in shapes)
-        raise _fail(config, f"{differs[0]} is {theirs} there, and {task.name} makes it {ours}")
+    if differs := trees.differing(params, wanted):
+        name, (theirs, ours) = next(iter(differs.items()))
+        raise _fail(config, f"{name} is {theirs} there, and {task.name} makes it {ours}")
     _check_layers(config, model)
     return Teacher(model, {"params": params} | ({"gates": gates} if gates else {}))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from prune_jax import command
+from prune_jax import command, trees
 from prune_jax.data import batching
 from prune_jax.errors import UserError
 
@@ -124,14 +124,11 @@ def network(config, params, gates) -> tuple[dict[str, float], str]:
     model = models.create(config, dataset.task, config.model.vocab_size or dataset.vocab_size)
     wanted = jax.eval_shape(model.init, jax.random.key(0), *model.example_inputs())
     for name, tree in (("params", params), ("gates", gates)):
-        ours, theirs = ({jax.tree_util.keystr(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(t)}
-                        for t in (wanted[name], tree))  # fmt: skip
-        differing = sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key))
-        if differing:
-            key = differing[0]
+        if differing := trees.differing(tree, wanted[name]):
+            key, (theirs, ours) = next(iter(differing.items()))
             raise UserError(
                 f"the network is another than its config and data describe: {len(differing)} {name} differ, the first "
-                f"is {key}: {theirs.get(key, 'missing')} in the network, {ours.get(key, 'missing')} expected"
+                f"is {key}: {theirs} in the network, {ours} expected"
             )
     step = functools.partial(jax.jit(state.make_eval_step(model)), *jax.device_put((params, gates)))
     return dataset_columns(step, dataset, config.train.eval_batch_size), dataset.task.metrics[0]

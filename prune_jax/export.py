@@ -1,13 +1,14 @@
 """A run's network as a checkpoint that transformers loads, or as a StableHLO file.
 
-    python -m prune_jax.export RUN_DIR OUT_DIR [--format=hf|stablehlo] [--kind=best|last] [--shrink] [--int8] [--force]
+    python -m prune_jax.export RUN_DIR OUT_DIR [--format=hf|stablehlo] [--kind=best|last] [--shrink] [--int8]
+        [--length N [N ...]] [--force]
 
 With --format=stablehlo OUT_DIR holds what prune_jax.stablehlo says, and the tokenizer; `load` reads it back. With hf
 OUT_DIR then holds config.json, model.safetensors and the tokenizer, for AutoModelForSequenceClassification and
-AutoTokenizer; closed weights are exact zeros. With --shrink, attention heads and feed-forward columns that are closed
-as a whole are cut out. BertConfig can say so only where every layer keeps all its heads and the same number of columns;
-any other export has its own model class in OUT_DIR and loads with trust_remote_code=True (without, transformers stops
-at the sizes). config.model.init_from loads both.
+AutoTokenizer; closed weights are exact zeros. With --shrink, attention heads, feed-forward columns and units of the
+pooler that are closed as a whole are cut out. BertConfig can say so only where every layer keeps all its heads and the
+same number of columns, and the pooler its width; any other export has its own model class in OUT_DIR and loads with
+trust_remote_code=True (without, transformers stops at the sizes). config.model.init_from loads both.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +33,7 @@ from prune_jax.stablehlo import load
 
 __all__ = ["checkpoint", "export", "load"]
 
-_FILES = {"hf": ("config.json", "model.safetensors"), "stablehlo": (stablehlo.SIDECAR, stablehlo.MODEL)}
+_FILES = {"hf": ("config.json", "model.safetensors"), "stablehlo": (stablehlo.SIDECAR, "model*.stablehlo")}
 _CODE = Path(__file__).parent / "models" / "modeling_shrunk_bert.py"
 
 
@@ -43,11 +45,20 @@ def checkpoint(network: runs.Network, shrink: bool = False) -> tuple[dict, dict[
     task = get_task(config.data.task, config.data.source)
     depth = model.d_model // model.num_heads
     params = shrink_lib.with_units(shrink_lib.merge(network.params, network.gates))
-    heads = model.get("layer_heads") or (model.num_heads,) * model.num_layers
-    d_ff = model.get("layer_ffn") or (model.d_ff,) * model.num_layers
+    sizes = {
+        "layer_heads": model.get("layer_heads") or (model.num_heads,) * model.num_layers,
+        "layer_ffn": model.get("layer_ffn") or (model.d_ff,) * model.num_layers,
+        "pooler_width": params["pooler"]["bias"].size,
+    }
     if shrink:
-        params, heads, d_ff = shrink_lib.shrink(params, depth)
-    plain = set(heads) == {model.num_heads} and len(set(d_ff)) == 1 and d_ff[0] > 0
+        params, sizes = shrink_lib.shrink(params, depth)
+    d_ff = sizes["layer_ffn"]
+    plain = (
+        set(sizes["layer_heads"]) == {model.num_heads}
+        and len(set(d_ff)) == 1
+        and d_ff[0] > 0
+        and sizes["pooler_width"] == model.d_model
+    )
     name = "BertForSequenceClassification"
     labels = task.labels or ("score",)
     found = {
@@ -70,7 +81,8 @@ def checkpoint(network: runs.Network, shrink: bool = False) -> tuple[dict, dict[
         "dtype": "float32",
     }
     if not plain:
-        found |= {"layer_heads": list(heads), "layer_ffn": list(d_ff)}
+        found |= {"layer_heads": list(sizes["layer_heads"]), "layer_ffn": list(d_ff)}
+        found["pooler_width"] = sizes["pooler_width"]
         found["auto_map"] = {
             "AutoModel": f"{_CODE.stem}.ShrunkBertModel",
             "AutoModelForSequenceClassification": f"{_CODE.stem}.Shrunk{name}",
@@ -86,7 +98,7 @@ def _check_target(run: Path, target: Path, files: tuple[str, ...], force: bool) 
     if target.is_dir() and any(target.iterdir()):
         if not force:
             raise UserError(f"{target} is not empty; choose another folder, or --force to replace an earlier export")
-        if not all((target / name).is_file() for name in files):
+        if not all(any(target.glob(name)) for name in files):
             raise UserError(f"{target} is not an earlier export ({', '.join(files)}): it is left as it is")
 
 
@@ -116,14 +128,22 @@ def _fill_hf(run: Path, config_json: dict, tensors: dict[str, np.ndarray], folde
     return config_json
 
 
-def _fill_stablehlo(run: Path, network: runs.Network, int8: bool, shrink: bool, folder: Path) -> dict:
-    if "token_embedding" in network.params:
-        _write_tokenizer(run, folder, network.params["position_embedding"]["embedding"].shape[0])
-    return stablehlo.write(network, folder, int8, shrink)
+def _fill_stablehlo(run: Path, write: Callable[[Path], dict], folder: Path) -> dict:
+    written = write(folder)
+    if written["max_length"]:
+        _write_tokenizer(run, folder, written["max_length"])
+    return written
 
 
 def export(
-    run, target, kind: str = "best", shrink: bool = False, force: bool = False, form: str = "hf", int8: bool = False
+    run,
+    target,
+    kind: str = "best",
+    shrink: bool = False,
+    force: bool = False,
+    form: str = "hf",
+    int8: bool = False,
+    lengths: Sequence[int] = (),
 ) -> dict:
     """Writes the network of the run in `run` to the folder `target`, whole or not at all.
 
@@ -138,7 +158,8 @@ def export(
     if form == "hf":
         fill = functools.partial(_fill_hf, run, *checkpoint(network, shrink))
     else:
-        fill = functools.partial(_fill_stablehlo, run, network, int8, shrink)
+        write = functools.partial(stablehlo.write, network, int8=int8, shrink=shrink, lengths=lengths)
+        fill = functools.partial(_fill_stablehlo, run, write)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
@@ -164,20 +185,24 @@ def _main(argv: list[str]) -> None:
     parser.add_argument("target", metavar="OUT_DIR")
     parser.add_argument("--format", choices=tuple(_FILES), default="hf")
     parser.add_argument("--kind", choices=("best", "last"), default="best", help="which checkpoint of the run")
-    parser.add_argument("--shrink", action="store_true", help="cut out heads and feed-forward columns that are closed")
+    parser.add_argument("--shrink", action="store_true", help="cut out heads, columns and pooler units that are closed")
     parser.add_argument("--int8", action="store_true", help="stablehlo: 8 bits a weight, a scale an output channel")
+    parser.add_argument("--length", type=int, nargs="+", default=(), metavar="N", help="stablehlo: one file a length")
     parser.add_argument("--force", action="store_true", help="replace an earlier export in OUT_DIR")
     args = parser.parse_args(argv)
     if args.int8 and args.format == "hf":
         raise UserError("--int8 needs --format=stablehlo: a BERT of transformers has no 8-bit weights")
-    written = export(args.run, args.target, args.kind, args.shrink, args.force, args.format, args.int8)
+    if args.length and args.format == "hf":
+        raise UserError("--length needs --format=stablehlo: a BERT of transformers takes any length")
+    written = export(args.run, args.target, args.kind, args.shrink, args.force, args.format, args.int8, args.length)
     if args.format == "stablehlo":
         print(
             f"{args.target}: {written['weights']}, {written['bytes']:,} bytes; largest logit difference "
             f"{written['largest_logit_difference']:.2e} where the largest logit is {written['largest_logit']:.2f}"
         )
         return
-    sizes = "".join(f", {key} {written[key]}" for key in ("layer_heads", "layer_ffn") if key in written)
+    keys = ("layer_heads", "layer_ffn", "pooler_width")
+    sizes = "".join(f", {key} {written[key]}" for key in keys if key in written)
     how = "; load it with trust_remote_code=True" if "auto_map" in written else ""
     print(f"{args.target}: {written['architectures'][0]}{sizes}{how}")
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prune_jax import trees
 from prune_jax.random_bits import hashed_bits
 
 LAYER_TYPES = (
@@ -25,6 +26,11 @@ LAYER_TYPES = (
 HEADS = ("regressor", "classifier")
 
 Tree = Any
+
+
+def head_name(tree: Tree) -> str:
+    """Which of HEADS a network has, by its params or gates."""
+    return next(name for name in HEADS if name in tree)
 
 
 def _module_names(gates: Tree) -> list[str]:
@@ -91,7 +97,7 @@ def _open_counts(gates: Tree) -> list[int]:
 def layer_sparsity(gates: Tree) -> dict[str, float]:
     """The closed fraction of each kernel, keyed by its path joined with '/'."""
     return {
-        "/".join(key.key for key in path[:-1]): 1 - opened / leaf.size
+        trees.name(path[:-1]): 1 - opened / leaf.size
         for (path, leaf), opened in zip(jax.tree_util.tree_leaves_with_path(gates), _open_counts(gates), strict=True)
     }
 

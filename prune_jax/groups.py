@@ -57,7 +57,7 @@ def create(config) -> Closer:
         return Closer(gates_lib.close_lowest, lambda gates, scores, bar: _below(gates, scores, bar, _ones(gates)))
     if structure.kind == "n:m":
         return _n_of_m(*structure.sizes)
-    depth = config.model.d_model // config.model.num_heads if "head" in structure.kind else 0
+    depth = config.model.d_model // config.model.num_heads if "head" in structure.parts else 0
     return _grouped(structure, depth)
 
 
@@ -70,6 +70,11 @@ def _blocks(tree: Tree) -> Tree:
     return {name: node for name, node in tree.items() if name not in heads}
 
 
+def _through(inner: jax.Array, outer: jax.Array) -> jax.Array:
+    """The sums over the units between two kernels: a column of the one, and the row of the next that reads it."""
+    return jnp.sum(inner, 0, jnp.float32) + jnp.sum(outer, 1, jnp.float32)
+
+
 def sums(structure: Structure, tree: Tree, depth: int = 0) -> Tree:
     """The sum over each group, of the gates or of the scores of a network.
 
@@ -77,7 +82,8 @@ def sums(structure: Structure, tree: Tree, depth: int = 0) -> Tree:
       tree: arrays (in, out) of any dtype, by the gates' paths.
       depth: the width of an attention head.
     Returns:
-      {layer: {"heads": (heads,), "ffn": (columns,)}} float32, or for blocks arrays (in / R, out / C) by the same paths.
+      {layer: {"heads": (heads,), "ffn": (columns,)}, "pooler": {"pooler": (units,)}} float32, or for blocks arrays
+      (in / R, out / C) by the same paths. What a shrunk network has lost all units of is left out.
     """
     if structure.kind == "block":
         rows, columns = structure.sizes
@@ -90,13 +96,14 @@ def sums(structure: Structure, tree: Tree, depth: int = 0) -> Tree:
     found = {}
     for name, layer in tree.items():
         groups = {}
-        if "head" in structure.kind and "query" in layer:
+        if "head" in structure.parts and "query" in layer:
             parts = [jnp.sum(layer[part]["kernel"], 0, jnp.float32) for part in ("query", "key", "value")]
             parts.append(jnp.sum(layer["attention_output"]["kernel"], 1, jnp.float32))
             groups["heads"] = jnp.sum(sum(parts).reshape(-1, depth), 1)
-        if "ffn" in structure.kind and "ffn_hidden" in layer:
-            hidden, output = layer["ffn_hidden"]["kernel"], layer["ffn_output"]["kernel"]
-            groups["ffn"] = jnp.sum(hidden, 0, jnp.float32) + jnp.sum(output, 1, jnp.float32)
+        if "ffn" in structure.parts and "ffn_hidden" in layer:
+            groups["ffn"] = _through(layer["ffn_hidden"]["kernel"], layer["ffn_output"]["kernel"])
+        if "pooler" in structure.parts and name == "pooler":
+            groups["pooler"] = _through(layer["kernel"], tree[gates_lib.head_name(tree)]["kernel"])
         if groups:
             found[name] = groups
     return found
@@ -126,6 +133,10 @@ def close_groups(structure: Structure, gates: Tree, opened: Tree, depth: int = 0
         if "ffn" in groups:
             layer["ffn_hidden"] = {"kernel": layer["ffn_hidden"]["kernel"] & groups["ffn"]}
             layer["ffn_output"] = {"kernel": layer["ffn_output"]["kernel"] & groups["ffn"][:, None]}
+        if "pooler" in groups:
+            head = gates_lib.head_name(gates)
+            layer["kernel"] = layer["kernel"] & groups["pooler"]
+            found[head] = {"kernel": gates[head]["kernel"] & groups["pooler"][:, None]}
     return found
 
 
@@ -183,12 +194,15 @@ def _grouped(structure: Structure, depth: int) -> Closer:
         found = jax.eval_shape(totals, gates)
         if structure.kind == "block":
             return jax.tree.map(lambda _: structure.sizes[0] * structure.sizes[1], found)
-        members = {"heads": lambda layer: 4 * depth * layer["query"]["kernel"].shape[0],
-                   "ffn": lambda layer: 2 * layer["ffn_hidden"]["kernel"].shape[0]}  # fmt: skip
+        members = {
+            "heads": lambda layer: 4 * depth * layer["query"]["kernel"].shape[0],
+            "ffn": lambda layer: 2 * layer["ffn_hidden"]["kernel"].shape[0],
+            "pooler": lambda pooler: pooler["kernel"].shape[0] + gates[gates_lib.head_name(gates)]["kernel"].shape[1],
+        }
         return {name: {kind: members[kind](gates[name]) for kind in groups} for name, groups in found.items()}
 
     def close_means(gates, opened, means, target, key, scope):
-        if structure.kind == "head+ffn" and scope == "global":
+        if len(structure.parts) > 1 and scope == "global":
             return spread(gates, _close_by_size(opened, means, sizes(gates), target, key))
         return spread(gates, gates_lib.close_lowest(opened, means, target, key, scope))
 

@@ -59,6 +59,7 @@ FOLLOWS_CHECKPOINT = (  # keys of config.model that a network brings with it
     "layer_norm_eps",
     "layer_heads",
     "layer_ffn",
+    "pooler_width",
 )
 
 OTHERWISE = {  # BERT's own, where neither the user nor a checkpoint says
@@ -109,6 +110,7 @@ RANGES = {  # key: (least, most, whether the bounds themselves are allowed)
     "model.d_model": (1, 100_000, True),
     "model.num_heads": (1, 10_000, True),
     "model.d_ff": (1, 1_000_000, True),
+    "model.pooler_width": (0, 100_000, True),
     "model.vocab_size": (1, 10_000_000, True),
     "model.max_positions": (1, 1_000_000, True),
     "model.type_vocab_size": (1, 1000, True),

@@ -1,13 +1,17 @@
-"""A pruned network made smaller: attention heads and feed-forward columns that nothing reads any more are cut out.
+"""A pruned network made smaller: heads, feed-forward columns and pooler units that nothing reads any more are cut out.
 
-A unit is gone when every weight that leads out of it, its rows of attention_output or ffn_output, is 0. What it
-computes is then multiplied by 0, whatever its own weights and biases are: a query or key bias decides only where a
-head looks, a value bias and activation(bias) of a column meet the zero rows. So the smaller network computes the same
-function, up to the order of float additions. What was closed at its inputs alone (a column that is now the constant
-activation(bias)) stays.
+A unit is gone when every weight that leads out of it, its rows of attention_output, ffn_output or the network's head,
+is 0. What it computes is then multiplied by 0, whatever its own weights and biases are: a query or key bias decides
+only where a head looks, a value bias and activation(bias) of a column meet the zero rows. So the smaller network
+computes the same function, up to the order of float additions. What was closed at its inputs alone (a column that is
+now the constant activation(bias)) stays.
 """
 
+from typing import Any
+
 import numpy as np
+
+from prune_jax.gates import head_name
 
 Tree = dict
 
@@ -36,8 +40,12 @@ def _dense(layer: Tree, name: str, columns: np.ndarray | None = None, rows: np.n
 
 
 def with_units(params: Tree) -> Tree:
-    """params with kernels of size 0 where a layer has lost all its heads or columns already."""
-    found = dict(params)
+    """params with kernels of size 0 where a layer has lost all its heads or columns already, the network its pooler."""
+    found, head = dict(params), head_name(params)
+    if "pooler" not in params:
+        d_model, labels = params["embedding_norm"]["bias"].size, params[head]["bias"].size
+        found["pooler"] = {"kernel": np.zeros((d_model, 0), np.float32), "bias": np.zeros(0, np.float32)}
+        found[head] = {"kernel": np.zeros((0, labels), np.float32), **params[head]}
     for name in (name for name in params if name.startswith("layer_")):
         layer, d_model = dict(params[name]), params[name]["attention_norm"]["bias"].size
         for inner, outer in ((("query", "key", "value"), "attention_output"), (("ffn_hidden",), "ffn_output")):
@@ -50,15 +58,15 @@ def with_units(params: Tree) -> Tree:
     return found
 
 
-def shrink(params: Tree, depth: int) -> tuple[Tree, tuple[int, ...], tuple[int, ...]]:
-    """Cuts out the heads and the feed-forward columns of a Bert that no weight leads out of.
+def shrink(params: Tree, depth: int) -> tuple[Tree, dict[str, Any]]:
+    """Cuts out the heads, the feed-forward columns and the pooler units of a Bert that no weight leads out of.
 
     Args:
-      params: merged with the gates; each layer with kernels, if only of size 0.
+      params: merged with the gates; each layer and the pooler with kernels, if only of size 0.
       depth: the width of a head.
     Returns:
-      (params, heads of each layer, feed-forward columns of each layer). A layer that lost them all has kernels without
-      an element.
+      (params, BertConfig's layer_heads, layer_ffn and pooler_width by name). What lost all its units has kernels
+      without an element.
     """
     found, layer_heads, layer_ffn = dict(params), [], []
     for i in range(sum(name.startswith("layer_") for name in params)):
@@ -75,4 +83,8 @@ def shrink(params: Tree, depth: int) -> tuple[Tree, tuple[int, ...], tuple[int, 
         }
         layer_heads.append(int(heads.sum()))
         layer_ffn.append(int(columns.sum()))
-    return found, tuple(layer_heads), tuple(layer_ffn)
+    head = head_name(params)
+    units = np.any(params[head]["kernel"], axis=1)
+    found |= {"pooler": _dense(params, "pooler", units), head: _dense(params, head, rows=units)}
+    sizes = {"layer_heads": tuple(layer_heads), "layer_ffn": tuple(layer_ffn), "pooler_width": int(units.sum())}
+    return found, sizes

@@ -1,15 +1,18 @@
 """A network as one StableHLO file for deployment, through jax.export: the weights inside, no Flax, no code of ours.
 
 A folder holds model.stablehlo, what jax.export.deserialize reads, and model.json, which says what goes in and out. The
-batch size, and the length of texts up to the network's positions, are left open. Closed weights are zeros. jax promises
-to read such a file for at least six months of later releases; model.json names the one that wrote it.
+batch size, and the length of texts up to the network's positions, are left open; with lengths given there is instead a
+model_N.stablehlo for each, of texts of N tokens, and a batch goes, padded, to the shortest that holds it. Weights that
+are closed are zeros. jax promises to read such a file for at least six months of later releases; model.json names the
+one that wrote it.
 
 With int8, every kernel is stored as q * scale, q an int8 and the scale one float32 an output channel, |w|max / 127
 there; embedding tables have one a row. Activations, and the products, stay float32.
 """
 
+import bisect
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,45 +81,77 @@ def _network(network: runs.Network, shrink: bool):
     task, params = get_task(config.data.task, config.data.source), shrink_lib.merge(network.params, network.gates)
     if "token_embedding" not in params:
         if shrink:
-            raise UserError("--shrink cuts the heads and feed-forward columns of a BERT; this run's network is none")
+            raise UserError("--shrink cuts the heads, columns and pooler of a BERT; this run's network is none")
         return models.create(config, task, None), params, task
     if shrink:
         depth = config.model.d_model // config.model.num_heads
-        params, heads, d_ff = shrink_lib.shrink(shrink_lib.with_units(params), depth)
+        params, sizes = shrink_lib.shrink(shrink_lib.with_units(params), depth)
         with config.ignore_type():
-            config.model.update({"layer_heads": heads, "layer_ffn": d_ff})
+            config.model.update(sizes)
     return models.create(config, task, params["token_embedding"]["embedding"].shape[0]), params, task
 
 
-def _specs(model) -> tuple[list[jax.ShapeDtypeStruct], list[dict]]:
-    """(what goes in, its batch and length symbolic; the same for model.json)."""
-    scope = jax_export.SymbolicScope([f"length <= {model.cfg.max_positions}"] if "input_ids" in model.inputs else [])
+def _file_name(length: int | None) -> str:
+    return MODEL if length is None else f"model_{length}.stablehlo"
+
+
+def _specs(model, length: int | None = None) -> tuple[list[jax.ShapeDtypeStruct], list[dict]]:
+    """(what goes in, its batch symbolic and so its length, unless it is given; the same for model.json)."""
+    any_length = length is None and "input_ids" in model.inputs
+    scope = jax_export.SymbolicScope([f"length <= {model.cfg.max_positions}"] if any_length else [])
     specs, described = [], []
     for name, example in zip(model.inputs, model.example_inputs(), strict=True):
         dims = ["batch", "length"] if example.ndim == 2 else ["batch", *example.shape[1:]]
-        shape = jax_export.symbolic_shape(", ".join(map(str, dims)), scope=scope)
+        fixed = [length if dim == "length" and length else dim for dim in dims]
+        shape = jax_export.symbolic_shape(", ".join(map(str, fixed)), scope=scope)
         specs.append(jax.ShapeDtypeStruct(shape, example.dtype))
         described.append({"name": name, "shape": dims, "dtype": str(example.dtype)})
     return specs, described
 
 
-def _random_inputs(model) -> list[np.ndarray]:
+def _random_inputs(model, most: int | None) -> list[np.ndarray]:
     rng, found = np.random.default_rng(0), []
     for name, example in zip(model.inputs, model.example_inputs(), strict=True):
         if example.ndim > 2:
             found.append(rng.random((8, *example.shape[1:]), np.float32))
         elif name == "input_ids":
-            found.append(rng.integers(0, model.cfg.vocab_size, (8, min(32, model.cfg.max_positions)), np.int32))
+            found.append(rng.integers(0, model.cfg.vocab_size, (8, min(32, most)), np.int32))
         else:
             found.append(np.full_like(found[0], name == "attention_mask"))
     return found
 
 
-def write(network: runs.Network, folder: Path, int8: bool = False, shrink: bool = False, platforms=PLATFORMS) -> dict:
-    """Writes model.stablehlo and model.json into `folder`. Returns what model.json holds.
+def _caller(functions: list, lengths: list[int] | None, most: int | None) -> Callable:
+    """Deployed.call of exported functions, one a length in increasing order, or one of any up to `most`."""
+    compiled = [jax.jit(function.call) for function in functions]
 
-    largest_logit_difference there is that of the file, read back, to the run's own float32 network on 8 random inputs,
+    def call(*inputs):
+        length = inputs[0].shape[1]
+        if most and length > most:
+            raise ValueError(f"the length is {length}; allowed: 1 to {most}")
+        if not lengths:
+            return compiled[0](*inputs)
+        at = bisect.bisect_left(lengths, length)
+        return compiled[at](*(np.pad(x, ((0, 0), (0, lengths[at] - length))) for x in inputs))
+
+    return call
+
+
+def write(
+    network: runs.Network,
+    folder: Path,
+    int8: bool = False,
+    shrink: bool = False,
+    lengths: Sequence[int] = (),
+    platforms=PLATFORMS,
+) -> dict:
+    """Writes the model and model.json into `folder`. Returns what model.json holds.
+
+    largest_logit_difference there is that of the files, read back, to the run's own float32 network on 8 random inputs,
     and largest_logit the largest of those logits.
+
+    Raises:
+      UserError: a length that the network does not take, or `shrink` of a network that is no BERT.
     """
     try:
         import flatbuffers  # noqa: F401, jax.export's own need
@@ -129,13 +164,22 @@ def write(network: runs.Network, folder: Path, int8: bool = False, shrink: bool 
     def forward(*inputs):
         return model.apply({"params": _restored(stored)}, *inputs)
 
-    specs, inputs = _specs(model)
-    exported = jax_export.export(jax.jit(forward), platforms=platforms)(*specs)
-    data = bytes(exported.serialize())
-    workdir_lib.write_bytes(folder / MODEL, data)
-    examples = _random_inputs(model)
+    most = model.cfg.max_positions if "input_ids" in model.inputs else None
+    for length in lengths:
+        if not 0 < length <= (most or 0):
+            raise UserError(f"--length is {length}; allowed: {f'1 to {most}' if most else 'none, with images'}")
+    listed, size, functions = sorted(set(lengths)) or None, 0, []
+    most = listed[-1] if listed else most
+    for length in listed or [None]:
+        specs, inputs = _specs(model, length)
+        exported = jax_export.export(jax.jit(forward), platforms=platforms)(*specs)
+        data = bytes(exported.serialize())
+        workdir_lib.write_bytes(folder / _file_name(length), data)
+        functions.append(jax_export.deserialize(bytearray(data)))
+        size += len(data)
+    examples = _random_inputs(model, most)
     expected = np.asarray(own(*examples))
-    found = np.asarray(jax.jit(jax_export.deserialize(bytearray(data)).call)(*examples))
+    found = np.asarray(_caller(functions, listed, most)(*examples))
     info = {
         "format": "prune_jax.stablehlo",
         "version": VERSION,
@@ -143,13 +187,14 @@ def write(network: runs.Network, folder: Path, int8: bool = False, shrink: bool 
         "calling_convention_version": exported.calling_convention_version,
         "platforms": list(exported.platforms),
         "inputs": inputs,
-        "max_length": model.cfg.max_positions if "input_ids" in model.inputs else None,
+        "max_length": most,
+        "lengths": listed,
         "output": {"name": "logits", "shape": ["batch", task.num_labels], "dtype": "float32"},
         "task": task.name,
         "labels": list(getattr(task, "labels", map(str, range(task.num_labels)))) or ["score"],
         "problem_type": "regression" if task.is_regression else "single_label_classification",
         "weights": "int8" if int8 else "float32",
-        "bytes": len(data),
+        "bytes": size,
         "largest_logit_difference": float(np.abs(found - expected).max()),
         "largest_logit": float(np.abs(expected).max()),
     }
@@ -169,17 +214,12 @@ def load(path) -> Deployed:
         raise UserError(f"{folder / SIDECAR} is not that of a StableHLO export")
     if info.get("version") != VERSION:
         raise UserError(f"{folder / SIDECAR} is of version {info.get('version')}; this program reads {VERSION}")
-    try:
-        exported = jax_export.deserialize(bytearray((folder / MODEL).read_bytes()))
-    except OSError as error:
-        raise UserError(f"cannot read {folder / MODEL}: {error.strerror or error}") from error
-    except Exception as error:  # flatbuffers and MLIR have their own kinds
-        raise UserError(f"{folder / MODEL} cannot be read by jax {jax.__version__}: {error}") from error
-    run, most = jax.jit(exported.call), info["max_length"]
-
-    def call(*inputs):
-        if most and inputs[0].shape[1] > most:
-            raise ValueError(f"the length is {inputs[0].shape[1]}; allowed: 1 to {most}")
-        return run(*inputs)
-
-    return Deployed(call, info)
+    lengths, functions = info.get("lengths"), []
+    for path in (folder / _file_name(length) for length in lengths or [None]):
+        try:
+            functions.append(jax_export.deserialize(bytearray(path.read_bytes())))
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        except Exception as error:  # flatbuffers and MLIR have their own kinds
+            raise UserError(f"{path} cannot be read by jax {jax.__version__}: {error}") from error
+    return Deployed(_caller(functions, lengths, info["max_length"]), info)

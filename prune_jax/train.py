@@ -136,7 +136,8 @@ class _Loop:
             self.state, self.progress = jax.jit(init, out_shardings=replicated)(key), dict(_START)
             if config.model.init_from:
                 source, kind = config.model.init_from, config.model.init_checkpoint
-                network, note = initial.network(source, kind, self.state.params, self.state.gates)
+                labels = getattr(dataset.task, "labels", ())
+                network, note = initial.network(source, kind, self.state.params, self.state.gates, labels)
                 params, gates = jax.device_put(network, replicated)
                 self.state = self.state.replace(params=params, gates=gates)
                 console.log(note)

@@ -325,7 +325,7 @@ def test_a_run_there_and_back(run_dir, tmp_path, capsys):
 
     called(capsys, compress.main, run_dir, out, "--bits=3", "--no-tokenizer", "--force")
     assert artifact.read(out).tokenizer is None
-    (started, _), _ = initial.network(str(folder), "best", params, gates)
+    (started, _), _ = initial.network(str(folder), "best", params, gates, ())
     assert_same(started, wanted)
 
 

@@ -1,14 +1,18 @@
-"""Soft targets against float64, logits by example, and teachers that do not fit."""
+"""Soft targets against float64, logits by example, stops and resumptions, and teachers that do not fit."""
+
+import json
+import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_train import assert_same_trees, numbers, saved_state, stop_at
 
 from prune_jax import config as config_lib
-from prune_jax import data, distill, report, train
+from prune_jax import data, distill, export, train, workdir
 from prune_jax import state as state_lib
-from prune_jax.errors import UserError
+from prune_jax.errors import Stopped, UserError
 
 KEY = jax.random.key(0)
 
@@ -122,12 +126,49 @@ def test_a_pruned_student_trains_and_weight_0_changes_no_bit(teacher, tmp_path):
         config.pruning.method, config.pruning.start_epoch = "spt", 0
         config.pruning.sparsity_steps, config.train.epochs, config.spt.epsilon = (50,), 1, 0.05
         train.train_and_evaluate(config, tmp_path / name)
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in report.read_metrics(tmp_path / name)]
+        return numbers(tmp_path / name)
 
     plain = run("plain", teacher="")
     assert run("zero", weight=0.0) == plain
     deep = run("deep", hidden_weight=1.0, attention_weight=0.1)
     assert deep[0]["train_loss"] != plain[0]["train_loss"] and deep[0]["sparsity"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_checkpoint_teaches_in_the_order_of_the_tasks_labels(teacher, tmp_path):
+    export.export(teacher[0], tmp_path / "out")
+    config, dataset, found = loaded(student((tmp_path / "out", teacher[1])))
+    expected = distill.teach(found, config, dataset)[0].train.logits
+    path = tmp_path / "out" / "config.json"
+    raw = json.loads(path.read_text()) | {"label2id": None}
+    path.write_text(json.dumps(raw | {"id2label": {"0": "Positive", "1": "Negative"}}))
+    swapped = distill.teach(distill.load(config, dataset), config, dataset)[0].train.logits
+    np.testing.assert_array_equal(swapped, expected[:, ::-1])
+    path.write_text(json.dumps(raw | {"id2label": {"0": "cat", "1": "dog"}}))
+    with pytest.raises(UserError, match=r"teacher=.*its own classifier is of cat, dog, not of negative"):
+        distill.load(config, dataset)
+
+
+@pytest.mark.parametrize("hidden_weight", [0.0, 1.0])  # by the logits alone; with the teacher in the step
+def test_a_stopped_run_resumes_with_the_cached_logits_to_equal_numbers(teacher, hidden_weight, tmp_path, monkeypatch):
+    def run(name):
+        config = student(teacher, hidden_weight=hidden_weight)
+        config.model.num_layers, config.train.epochs = 1, 2
+        config.pruning.method, config.pruning.start_epoch, config.pruning.sparsity_steps = "magnitude", 0, (25, 50)
+        config.data.cache_dir = str(tmp_path / f"cache_{name}")
+        train.train_and_evaluate(config, tmp_path / name)
+
+    run("whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 10, signal.SIGTERM)  # in the second of two epochs of 7 steps
+        with pytest.raises(Stopped, match="SIGTERM after step 10"):
+            run("parts")
+    workdir.release(tmp_path / "parts")
+    run("parts")
+    log = (tmp_path / "parts" / "run.log").read_text()
+    assert log.index("logits computed") < log.index("logits from the cache") and "resuming after 1 epochs and 3" in log
+    assert numbers(tmp_path / "whole") == numbers(tmp_path / "parts")
+    for kind in ("last", "best"):
+        assert_same_trees(saved_state(tmp_path / "whole", kind), saved_state(tmp_path / "parts", kind))
 
 
 def test_images_have_teachers_too(small_config, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from prune_jax import checkpoint, export, models, runs, shrink
+from prune_jax import checkpoint, export, models, report, runs, shrink
 from prune_jax import config as config_lib
 from prune_jax import workdir as workdir_lib
 from prune_jax.data import tokenizer
@@ -22,7 +22,7 @@ TEXTS = ["a b c", "d e f g h i j", "k"]
 def make_run(folder, config, close=()):
     """A run's folder with a random network: half of its gates are closed, and all of the units in `close`.
 
-    close: (layer, "head" or "ffn", units).
+    close: (layer, "head" or "ffn", units), or (None, "pooler", units).
     """
     config, _ = config_lib.resolve(config, {})
     task = get_task(config.data.task, config.data.source)
@@ -31,10 +31,14 @@ def make_run(folder, config, close=()):
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: np.asarray(x + 0.3 * rng.normal(size=x.shape), np.float32), variables["params"])
     gates = jax.tree.map(lambda x: rng.random(x.shape) < 0.5, variables["gates"])
+    gates["classifier"]["kernel"][:, 0] = True  # no unit of the pooler is closed by chance
     depth = config.model.d_model // config.model.num_heads
     for layer, kind, units in close:
-        at = gates[f"layer_{layer}"]
-        if kind == "head":
+        at = gates.get(f"layer_{layer}")
+        if kind == "pooler":
+            gates["pooler"]["kernel"][:, list(units)] = False
+            gates["classifier"]["kernel"][list(units)] = False
+        elif kind == "head":
             members = [unit * depth + i for unit in units for i in range(depth)]
             for name in ("query", "key", "value"):
                 at[name]["kernel"][:, members] = False
@@ -136,12 +140,14 @@ def test_labels_and_problem_type_of_each_task(config, task, labels, kind, tmp_pa
 
 
 CLOSED = [(0, "head", (0, 1)), (0, "ffn", range(5)), (1, "head", (1,)), (1, "ffn", range(32))]
+SIZES = ("layer_heads", "layer_ffn", "pooler_width")
 
 
-def test_a_shrunk_network_computes_what_the_gated_one_does(config, tmp_path):
-    model, params, gates = make_run(tmp_path / "run", config, CLOSED)
+@pytest.mark.parametrize("pooler", [6, 0])
+def test_a_shrunk_network_computes_what_the_gated_one_does(config, pooler, tmp_path):
+    model, params, gates = make_run(tmp_path / "run", config, [*CLOSED, (None, "pooler", range(pooler, 16))])
     written = export.export(tmp_path / "run", tmp_path / "out", shrink=True)
-    assert (written["layer_heads"], written["layer_ffn"]) == ([0, 1], [27, 0])
+    assert [written[name] for name in SIZES] == [[0, 1], [27, 0], pooler]
     batch = encode(tmp_path / "out")
     gated = our_logits(model, params, gates, batch)
     limit = 1e-5 * np.abs(gated).max()
@@ -150,26 +156,33 @@ def test_a_shrunk_network_computes_what_the_gated_one_does(config, tmp_path):
     theirs, logits = torch_logits(tmp_path / "out", batch, trust_remote_code=True)
     np.testing.assert_allclose(gated, logits, atol=limit, rtol=0)
     assert theirs.bert.encoder.layer[1].attention.self.query.weight.shape == (8, 16)
+    assert theirs.bert.pooler.dense.weight.shape == (pooler, 16)
 
     config.model.init_from = str(tmp_path / "out")  # and back into this package
     again, _ = config_lib.resolve(config, {})
-    assert again.model.layer_heads == (0, 1) and again.model.layer_ffn == (27, 0)
+    assert [again.model[name] for name in SIZES] == [(0, 1), (27, 0), pooler]
     small = models.create(again, get_task("single", "builtin"), len(WORDS))
     np.testing.assert_allclose(gated, our_logits(small, hf.load(str(tmp_path / "out")), None, batch), atol=limit)
 
 
-def test_a_shrunk_network_trains_on_and_is_exported_again(config, tmp_path):
-    from prune_jax import train
+def test_a_shrunk_network_trains_on_and_is_exported_again(config, tmp_path, capsys):
+    from prune_jax import evaluate, train
+    from prune_jax.compress import artifact
 
-    make_run(tmp_path / "run", config, CLOSED)
+    make_run(tmp_path / "run", config, [*CLOSED, (None, "pooler", (2, 3))])
     export.export(tmp_path / "run", tmp_path / "out", shrink=True)
     config.model.init_from = str(tmp_path / "out")
     config.train.epochs, config.pruning.method = 1, "baseline"
     train.train_and_evaluate(config, tmp_path / "second")
     written = export.export(tmp_path / "second", tmp_path / "again")
-    assert (written["layer_heads"], written["layer_ffn"]) == ([0, 1], [27, 0])
+    assert [written[name] for name in SIZES] == [[0, 1], [27, 0], 14]
     first, second = (safetensors.numpy.load_file(tmp_path / name / "model.safetensors") for name in ("out", "again"))
     assert {n: x.shape for n, x in first.items()} == {n: x.shape for n, x in second.items()}
+    network = runs.load(tmp_path / "second")
+    artifact.write(tmp_path / "second.pjx", *network, (tmp_path / "run" / "tokenizer" / "tokenizer.json").read_text())
+    evaluate.main([str(tmp_path / "second.pjx")])
+    (row,) = report.read_metrics(tmp_path / "second")
+    assert f"eval_metric (accuracy) {row['eval_metric']:.6f}" in capsys.readouterr().out
 
 
 def test_equal_layers_need_no_code_of_their_own(config, tmp_path):
@@ -187,8 +200,12 @@ def test_only_units_that_nothing_reads_are_cut(config, tmp_path):
     gates["layer_0"]["ffn_hidden"]["kernel"][:, 3] = False  # now the constant gelu(bias), which is still read
     gates["layer_0"]["query"]["kernel"][:, :8] = False  # a head that looks everywhere alike is still a head
     gates["layer_1"]["ffn_output"]["kernel"][7] = False
-    _, heads, ffn = shrink.shrink(shrink.merge(params, gates), 8)
-    assert heads == (2, 2) and ffn == (32, 31)
+    gates["pooler"]["kernel"][:, 4] = False  # the constant tanh(bias), which is still read
+    gates["classifier"]["kernel"][5] = False
+    small, sizes = shrink.shrink(shrink.merge(params, gates), 8)
+    assert sizes == {"layer_heads": (2, 2), "layer_ffn": (32, 31), "pooler_width": 15}
+    left = np.delete(np.where(gates["classifier"]["kernel"], params["classifier"]["kernel"], 0), 5, 0)
+    np.testing.assert_array_equal(small["classifier"]["kernel"], left)
 
 
 def test_what_stands_there_is_kept(config, tmp_path, capsys):

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prune_jax import config as config_lib
+from prune_jax import initial
 from prune_jax.errors import UserError
 from prune_jax.models import Bert, BertConfig, hf
 from prune_jax.models.bert import ACTIVATIONS
@@ -202,6 +203,7 @@ def test_half_precision_is_read(tmp_path):
         ({"hidden_act": "xielu"}, "hidden_act is 'xielu'; allowed: gelu, "),
         ({"num_attention_heads": 3}, "num_attention_heads is 3, no divisor of hidden_size 16"),
         ({"layer_heads": [4, 5]}, "layer_heads is [4, 5]; allowed: 2 whole numbers from 0 to 4, one a layer"),
+        ({"pooler_width": 17}, "pooler_width is 17; allowed: a whole number from 0 to 16"),
         ({"hidden_size": "16"}, "hidden_size is '16'; allowed: a positive whole number"),
     ],
 )
@@ -257,6 +259,56 @@ def test_a_hub_name_goes_through_the_hubs_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     with pytest.raises(UserError, match=r"the hub does not give its config.json: cannot reach the hub"):
         hf.load("someone/bert")
+
+
+# Labels --------------------------------------------------------------------------------------------------------------
+
+
+def named(*names):
+    return {"id2label": {str(i): name for i, name in enumerate(names)}}
+
+
+ABC = ("entailment", "neutral", "contradiction")
+
+
+@pytest.mark.parametrize(
+    ("changes", "labels", "order"),
+    [
+        (named("Contradiction", "ENTAILMENT", "neutral"), ABC, [1, 2, 0]),
+        (named("LABEL_0", "LABEL_1", "LABEL_2"), ABC, [0, 1, 2]),
+        (named("Entailment", "Neutral", "Contradiction"), ABC, [0, 1, 2]),
+        ({"num_labels": 3, "label2id": {"neutral": 0, "contradiction": 1, "entailment": 2}}, ABC, [2, 0, 1]),
+        ({"num_labels": 3}, ABC, [0, 1, 2]),
+        ({"num_labels": 3, "id2label": None, "label2id": "rubbish"}, ABC, [0, 1, 2]),
+        (named("joy", "anger", "neutral"), ABC, None),
+        (named("entailment", "entailment", "neutral"), ABC, None),
+        (named("joy", "anger", "neutral"), (), [0, 1, 2]),  # a regression task, which takes no classifier
+    ],
+)
+def test_classes_come_in_the_order_of_the_tasks_labels(changes, labels, order, tmp_path):
+    params = write(tmp_path, changes, labels=3)
+    found, note = hf.load_for(str(tmp_path), labels)
+    if order is None:
+        assert "classifier" not in found and note.startswith("its own classifier is of ")
+        return
+    np.testing.assert_array_equal(found["classifier"]["kernel"], params["classifier"]["kernel"][:, order])
+    np.testing.assert_array_equal(found["classifier"]["bias"], params["classifier"]["bias"][jax.numpy.array(order)])
+    assert (note == "") == (order == [0, 1, 2])
+    assert_same(found["pooler"], params["pooler"])
+
+
+def test_the_log_says_what_became_of_the_classifier(tmp_path):
+    blank = write(tmp_path)
+    for changes, says in (
+        ({}, "; its classifier"),
+        (named("positive", "negative"), "; its classifier, positive, negative there, in this task's order"),
+        (named("cat", "dog"), "; a new classifier; its own classifier is of cat, dog, not of negative, positive"),
+    ):
+        params = write(tmp_path, changes)
+        (found, _), line = initial.network(str(tmp_path), "best", blank, {}, ("negative", "positive"))
+        assert line == f"initial   {tmp_path}{says}"
+        flipped = params["classifier"]["kernel"][:, ::-1] if "order" in says else blank["classifier"]["kernel"]
+        np.testing.assert_array_equal(found["classifier"]["kernel"], flipped)
 
 
 # In a run ------------------------------------------------------------------------------------------------------------

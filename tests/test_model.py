@@ -69,7 +69,7 @@ def test_dropout_rate_scale_and_determinism():
 
 
 def test_a_layer_may_have_sizes_of_its_own_down_to_none():
-    model = Bert(BertConfig(**SMALL, layer_heads=(0, 3), layer_ffn=(5, 0)))
+    model = Bert(BertConfig(**SMALL, layer_heads=(0, 3), layer_ffn=(5, 0), pooler_width=7))
     variables = model.init(jax.random.key(0), *inputs())
     first, second = variables["params"]["layer_0"], variables["params"]["layer_1"]
     assert "query" not in first and set(first["attention_output"]) == {"bias"}
@@ -77,6 +77,8 @@ def test_a_layer_may_have_sizes_of_its_own_down_to_none():
     assert second["value"]["kernel"].shape == (16, 12) and second["attention_output"]["kernel"].shape == (12, 16)
     assert "ffn_hidden" not in second and set(second["ffn_output"]) == {"bias"}
     assert set(variables["gates"]["layer_0"]) == {"ffn_hidden", "ffn_output"}
+    pooler, classifier = variables["params"]["pooler"], variables["params"]["classifier"]
+    assert pooler["kernel"].shape == (16, 7) and classifier["kernel"].shape == (7, 2)
     assert np.isfinite(model.apply(variables, *inputs())).all()
 
 

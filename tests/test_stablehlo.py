@@ -12,7 +12,7 @@ from prune_jax.errors import UserError
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """(folder, model, params, gates) of a two-layer run that has lost a head and columns of layer 0."""
+    """(folder, model, params, gates) of a run that has lost a head and columns of layer 0, and units of the pooler."""
     from configs import common
 
     config = common.get_config()
@@ -20,7 +20,7 @@ def run(tmp_path_factory):
     config.model.max_positions = 64
     config.data.update({"source": "builtin", "task": "single", "max_len": 32})
     folder = tmp_path_factory.mktemp("stablehlo") / "run"
-    return folder, *make_run(folder, config, [(0, "head", (1,)), (0, "ffn", range(20))])
+    return folder, *make_run(folder, config, [(0, "head", (1,)), (0, "ffn", range(20)), (None, "pooler", range(9))])
 
 
 def batch_of(rows, length, vocab=20):
@@ -45,6 +45,31 @@ def test_a_reloaded_file_computes_the_runs_logits_at_any_batch_and_length(run, t
     assert info["bytes"] == (tmp_path / "out" / "model.stablehlo").stat().st_size
     assert info["largest_logit_difference"] < 1e-5 * info["largest_logit"]
     assert (tmp_path / "out" / "tokenizer.json").is_file() and "float32" in capsys.readouterr().out
+
+
+def test_listed_lengths_each_have_a_file_and_the_shortest_that_holds_a_batch_takes_it(run, tmp_path, capsys):
+    folder, model, params, gates = run
+    out = tmp_path / "out"
+    command = [str(folder), str(out), "--format=stablehlo", "--length"]
+    assert export.main([*command, "24", "8", "24"]) == 0
+    assert {path.name for path in out.glob("model*")} == {"model_8.stablehlo", "model_24.stablehlo", "model.json"}
+    deployed = export.load(out)
+    assert (deployed.info["lengths"], deployed.info["max_length"]) == ([8, 24], 24)
+    for rows, length in ((1, 5), (3, 8), (2, 9), (5, 24)):
+        inputs = batch_of(rows, length)
+        expected = model.apply({"params": params, "gates": gates}, *inputs)
+        np.testing.assert_allclose(deployed.call(*inputs), expected, atol=1e-5 * np.abs(expected).max())
+    with pytest.raises(ValueError, match="the length is 25; allowed: 1 to 24"):
+        deployed.call(*batch_of(1, 25))
+    assert json.loads((out / "tokenizer_config.json").read_text())["model_max_length"] == 24
+    (out / "model_24.stablehlo").write_bytes((out / "model_8.stablehlo").read_bytes())
+    with pytest.raises(ValueError):  # it was the file of 24 that took it
+        export.load(out).call(*batch_of(2, 9))
+    assert export.main([*command, "65", "--force"]) == 2
+    assert "--length is 65; allowed: 1 to 64" in capsys.readouterr().err
+    assert export.main([str(folder), str(tmp_path / "other"), "--length", "8"]) == 2
+    assert "--length needs --format=stablehlo" in capsys.readouterr().err and not (tmp_path / "other").exists()
+    assert export.main([*command, "8", "--force"]) == 0 and not (out / "model_24.stablehlo").exists()
 
 
 def test_int8_is_smaller_and_near_and_a_shrunk_file_smaller_still(run, tmp_path):
@@ -84,7 +109,7 @@ def test_images_are_deployed_too(small_config, tmp_path):
     assert info["inputs"] == [{"name": "image", "shape": ["batch", 8, 8, 1], "dtype": "float32"}]
     assert info["labels"] == [str(i) for i in range(10)]
     assert export.load(tmp_path / "out").call(np.zeros((3, 8, 8, 1), np.float32)).shape == (3, 10)
-    with pytest.raises(UserError, match="--shrink cuts the heads"):
+    with pytest.raises(UserError, match="--shrink cuts the heads, columns and pooler"):
         export.export(tmp_path / "run", tmp_path / "other", form="stablehlo", shrink=True)
     assert not (tmp_path / "other").exists()
 

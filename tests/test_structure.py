@@ -42,8 +42,19 @@ def network(seed=0, layers=2):
     return kernels(lambda shape: jnp.ones(shape, bool), tree), kernels(random, tree)
 
 
+KINDS = {"head": "heads", "ffn": "ffn", "pooler": "pooler"}  # a structure's part: what groups calls its groups
+SIZES = {"heads": 4 * D * DEPTH, "ffn": 2 * D, "pooler": D + 2}
+
+
+def pooler_units(gates):
+    """The units of the pooler as NumPy booleans; each is open or closed as a whole."""
+    group = np.concatenate([np.asarray(gates["pooler"]["kernel"]).T, np.asarray(gates["classifier"]["kernel"])], axis=1)
+    assert (group.all(1) | ~group.any(1)).all(), "a group is torn"
+    return group.all(1)
+
+
 def units(gates, layer):
-    """(head, column) of a layer as NumPy booleans, None where a group is neither open nor closed as a whole."""
+    """(head, column) of a layer as NumPy booleans; each is open or closed as a whole."""
     at = {name: np.asarray(node["kernel"]) for name, node in gates[layer].items()}
     heads = np.concatenate(
         [at[n].reshape(D, HEADS, DEPTH).transpose(1, 0, 2).reshape(HEADS, -1) for n in ("query", "key", "value")]
@@ -55,29 +66,28 @@ def units(gates, layer):
     return heads.all(1), columns.all(1)
 
 
-@pytest.mark.parametrize("structure", ["head", "ffn", "head+ffn"])
+@pytest.mark.parametrize("structure", ["head", "ffn", "head+ffn", "pooler", "head+ffn+pooler"])
 @pytest.mark.parametrize("scope", ["local", "global"])
 @settings(max_examples=8, deadline=None)
 @given(targets=st.lists(st.floats(0, 1), min_size=1, max_size=3), seed=st.integers(0, 100))
 def test_units_close_whole_in_order_and_within_one_group_of_the_target(structure, scope, targets, seed):
     gates, scores = network(seed)
-    sums = groups.sums(parse("head+ffn"), scores, DEPTH)
-    sizes = {"heads": 4 * D * DEPTH, "ffn": 2 * D}
+    sums = groups.sums(parse("head+ffn+pooler"), scores, DEPTH)
     for target in sorted(targets):
         before = gates
         gates = closer(structure).close(gates, scores, target, KEY, scope)
         assert not any((a & ~b).any() for a, b in zip(*map(jax.tree.leaves, (gates, before)), strict=True))
         opened = {(layer, kind): part for layer in ("layer_0", "layer_1")
                   for kind, part in zip(("heads", "ffn"), units(gates, layer), strict=True)}  # fmt: skip
-        kinds = [kind for kind in sizes if {"heads": "head", "ffn": "ffn"}[kind] in structure]
+        opened["pooler", "pooler"] = pooler_units(gates)
+        kinds = [KINDS[part] for part in structure.split("+")]
         assert all(part.all() for (_, kind), part in opened.items() if kind not in kinds)
-        assert gates["pooler"]["kernel"].all() and gates["classifier"]["kernel"].all()
         covered = [at for at in opened if at[1] in kinds]
         selections = [covered] if scope == "global" else [[at] for at in covered]
         for places in selections:
-            size = np.concatenate([np.full(opened[at].size, sizes[at[1]]) for at in places])
+            size = np.concatenate([np.full(opened[at].size, SIZES[at[1]]) for at in places])
             is_open = np.concatenate([opened[at] for at in places])
-            score = np.concatenate([np.asarray(sums[layer][kind]) / sizes[kind] for layer, kind in places])
+            score = np.concatenate([np.asarray(sums[layer][kind]) / SIZES[kind] for layer, kind in places])
             assert abs(size[~is_open].sum() - target * size.sum()) <= max(size) / 2 + 1e-6
             if is_open.any() and not is_open.all():
                 assert score[~is_open].max() <= score[is_open].min()
@@ -86,13 +96,17 @@ def test_units_close_whole_in_order_and_within_one_group_of_the_target(structure
 def test_group_scores_by_hand():
     gates, scores = network()
     ones = jax.tree.map(jnp.ones_like, scores)
-    sums = groups.sums(parse("head+ffn"), ones, DEPTH)
+    sums = groups.sums(parse("head+ffn+pooler"), ones, DEPTH)
+    np.testing.assert_array_equal(sums["pooler"]["pooler"], np.full(D, D + 2))
     np.testing.assert_array_equal(sums["layer_0"]["heads"], np.full(HEADS, 4 * D * DEPTH))
     np.testing.assert_array_equal(sums["layer_1"]["ffn"], np.full(FFN, 2 * D))
     low = jax.tree.map(lambda x: x, ones)
     low["layer_0"]["value"]["kernel"] = ones["layer_0"]["value"]["kernel"].at[0, 5].set(-9.0)  # head 2
     low["layer_1"]["ffn_output"]["kernel"] = ones["layer_1"]["ffn_output"]["kernel"].at[7, 0].set(-9.0)
-    closed = closer("head+ffn").close(gates, low, 0.25, KEY)
+    low["pooler"]["kernel"] = ones["pooler"]["kernel"].at[0, 6].set(-9.0)  # unit 6, and 3 by what reads it
+    low["classifier"]["kernel"] = ones["classifier"]["kernel"].at[3, 1].set(-9.0)
+    closed = closer("head+ffn+pooler").close(gates, low, 0.25, KEY)
+    assert list(np.flatnonzero(~pooler_units(closed))) == [3, 6]
     assert list(np.flatnonzero(~units(closed, "layer_0")[0])) == [2]
     assert 7 in np.flatnonzero(~units(closed, "layer_1")[1])
     blocks = groups.sums(parse("block:4x2"), scores)["layer_0"]["ffn_hidden"]["kernel"]
@@ -161,7 +175,7 @@ def test_below_counts_what_a_threshold_would_close():
 
 
 @pytest.mark.parametrize("method", ["magnitude", "movement", "spt"])
-@pytest.mark.parametrize("structure", ["head+ffn", "2:4"])
+@pytest.mark.parametrize("structure", ["head+ffn", "ffn+pooler", "2:4"])
 def test_every_method_closes_by_structure(method, structure):
     gates, scores = network()
     cfg = common.get_config()
@@ -174,13 +188,18 @@ def test_every_method_closes_by_structure(method, structure):
         assert ((~np.asarray(new["layer_0"]["query"]["kernel"]).reshape(-1, 4, D)).sum(1) == 2).all()
     else:
         for layer in ("layer_0", "layer_1"):
-            assert [int((~part).sum()) for part in units(new, layer)] == [HEADS // 2, FFN // 2]
+            heads = HEADS // 2 if "head" in structure else 0
+            assert [int((~part).sum()) for part in units(new, layer)] == [heads, FFN // 2]
+        assert (~pooler_units(new)).sum() == (D // 2 if "pooler" in structure else 0)
 
 
 @pytest.mark.parametrize(
     ("structure", "message"),
     [
         ("heads", "config.pruning.structure is 'heads'; allowed: unstructured, head, ffn"),
+        ("ffn+head", "allowed: unstructured"),
+        ("pooler+pooler", "allowed: unstructured"),
+        ("head+2:4", "allowed: unstructured"),
         ("4:2", "allowed: unstructured"),
         ("0:4", "allowed: unstructured"),
         ("block:0x4", "allowed: unstructured"),
@@ -203,16 +222,20 @@ def test_notes_say_what_the_targets_refer_to(small_config):
     assert any("75% closed, is short of 1:8 (87.5%)" in note for note in config_lib.resolve(small_config, {})[1])
 
 
-def test_a_run_prunes_by_heads_and_columns(small_config, tmp_path):
+@pytest.mark.parametrize(("method", "pooler"), [("magnitude", False), ("spt", True)])
+def test_a_run_prunes_by_heads_columns_and_the_pooler(method, pooler, small_config, tmp_path):
     from prune_jax import export, report, runs, train
 
-    small_config.pruning.method, small_config.pruning.structure = "magnitude", "head+ffn"
+    small_config.pruning.method = method
+    small_config.pruning.structure = "head+ffn+pooler" if pooler else "head+ffn"
+    small_config.spt.credit = "group"
     small_config.pruning.sparsity_steps = (50,)
     small_config.train.epochs = 2
     train.train_and_evaluate(small_config, tmp_path / "run")
-    covered = 4 * 16 * 16 + 2 * 16 * 32
-    prunable = covered + 16 * 16 + 16 * 2
+    covered, head = 4 * 16 * 16 + 2 * 16 * 32, 16 * 16 + 16 * 2
+    prunable, covered = covered + head, covered + (head if pooler else 0)
     assert report.read_metrics(tmp_path / "run")[-1]["sparsity"] == pytest.approx(0.5 * covered / prunable)
     assert gates_lib.count(runs.load(tmp_path / "run").gates) == prunable
     written = export.export(tmp_path / "run", tmp_path / "out", shrink=True)
     assert (written["layer_heads"], written["layer_ffn"]) == ([1], [16])
+    assert written["pooler_width"] == (8 if pooler else 16)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from prune_jax import trees
 from prune_jax.compress import codec
 from prune_jax.errors import UserError
 
@@ -96,10 +97,10 @@ def quantise(kernel: np.ndarray, bits: int) -> np.ndarray:
 
 def close(params: Tree, gates: Tree) -> Tree:
     """params as NumPy arrays, with +0.0 where a gate is closed: the network that is computed, without its gates."""
-    by_path = {jax.tree_util.keystr(path): gate for path, gate in jax.tree_util.tree_leaves_with_path(gates)}
+    by_name = trees.by_name(gates)
 
     def at(path, leaf):
-        gate = by_path.get(jax.tree_util.keystr(path))
+        gate = by_name.get(trees.name(path))
         # Not a product, which would leave -0.0 behind.
         return np.asarray(leaf) if gate is None else np.where(gate, leaf, np.float32(0))
 
@@ -117,13 +118,13 @@ def quantise_network(params: Tree, gates: Tree, bits: int = 0, bias_bits: int = 
     for name, value in (("bits", bits), ("bias-bits", bias_bits), ("embedding-bits", embedding_bits)):
         if not 0 <= value <= MAX_BITS:
             raise UserError(f"--{name} is {value}; allowed: 1 to {MAX_BITS}, or 0 to keep the weights as they are")
-    gated = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(gates)}
+    gated = trees.by_name(gates)
 
     def one(path, leaf):
-        own = bits if jax.tree_util.keystr(path) in gated else bias_bits if leaf.ndim <= 1 else embedding_bits
+        own = bits if trees.name(path) in gated else bias_bits if leaf.ndim <= 1 else embedding_bits
         try:
             return quantise(leaf, own) if own else leaf
         except ValueError as error:
-            raise UserError(f"{'/'.join(key.key for key in path)} cannot be quantised: {error}") from error
+            raise UserError(f"{trees.name(path)} cannot be quantised: {error}") from error
 
     return jax.tree_util.tree_map_with_path(one, close(params, gates))

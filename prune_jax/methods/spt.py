@@ -16,8 +16,8 @@ With `spt.explore_per_layer` a step explores one layer type, the types in cyclic
 `spt.credit` says who shares the importance of a pass:
 
 weight  every gate of its sample: thousands share one number.
-group   the groups of pruning.structure (heads, feed-forward columns, blocks) in place of single gates. A pass closes
-        at least one of each kind on average, however small epsilon is.
+group   the groups of pruning.structure (heads, feed-forward columns, pooler units, blocks) in place of single gates. A
+        pass closes at least one of each kind on average, however small epsilon is.
 layer   prune_jax.methods.spt_layers.
 
 Four ways to a lower variance, for weight and group:

@@ -32,6 +32,7 @@ def _bert(config, task, vocab_size: int) -> Bert:
             activation=cfg.activation,
             layer_heads=cfg.layer_heads or (),
             layer_ffn=cfg.layer_ffn or (),
+            pooler_width=cfg.pooler_width,
             dtype=jnp.dtype(cfg.dtype),
         )
     )

@@ -38,7 +38,8 @@ class BertConfig:
     """Geometry. `num_labels` is the width of the head; a regression task has one output and a head called regressor.
 
     A head is d_model // num_heads wide. `layer_heads` and `layer_ffn` are the heads and feed-forward columns of each
-    layer of a shrunk network, 0 and more; empty, every layer has num_heads and d_ff.
+    layer of a shrunk network, 0 and more; empty, every layer has num_heads and d_ff. `pooler_width` are the units of
+    its pooler; None, d_model.
     """
 
     vocab_size: int
@@ -55,6 +56,7 @@ class BertConfig:
     activation: str = "gelu"
     layer_heads: tuple[int, ...] = ()
     layer_ffn: tuple[int, ...] = ()
+    pooler_width: int | None = None
     dtype: Any = jnp.float32
 
 
@@ -140,7 +142,10 @@ class Bert(nn.Module):
         d_ff = cfg.layer_ffn or (cfg.d_ff,) * cfg.num_layers
         for i in range(cfg.num_layers):
             x = Layer(cfg, heads[i], d_ff[i], name=f"layer_{i}")(x, bias, deterministic)
-        pooled = jnp.tanh(GatedDense(cfg.d_model, cfg.dtype, name="pooler")(x[:, 0]))
+        width = cfg.d_model if cfg.pooler_width is None else cfg.pooler_width
+        pooled = jnp.zeros((x.shape[0], 0), cfg.dtype)
+        if width:
+            pooled = jnp.tanh(GatedDense(width, cfg.dtype, name="pooler")(x[:, 0]))
         pooled = Dropout(cfg.dropout)(pooled, deterministic)
         head = "regressor" if cfg.regression else "classifier"
         return GatedDense(cfg.num_labels, cfg.dtype, name=head)(pooled).astype(jnp.float32)

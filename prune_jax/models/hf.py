@@ -2,7 +2,8 @@
 
 Only safetensors files are read, never a pickle, and torch plays no part. A checkpoint may be a BertModel or a BERT with
 any head, its tensors with or without the prefix "bert.", in one file or in shards with an index. The head of a
-BertForSequenceClassification is kept, every other one is dropped; a checkpoint without a pooler leaves it out.
+BertForSequenceClassification is kept, every other one is dropped; a checkpoint without a pooler leaves it out. Its
+classes come in the order that config.json names them in, which load_for turns into the task's.
 """
 
 import json
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 
 from prune_jax import gates as gates_lib
+from prune_jax import trees
 from prune_jax.errors import UserError, first_line
 from prune_jax.models.bert import ACTIVATIONS, Bert, BertConfig
 
@@ -62,10 +64,6 @@ def tensor_name(path: Place) -> str:
     else:
         module = "classifier"  # transformers has one name for both kinds of head
     return f"{module}.{_LEAVES[leaf]}"
-
-
-def _path(path) -> Place:
-    return tuple(key.key for key in path)
 
 
 # In ------------------------------------------------------------------------------------------------------------------
@@ -147,8 +145,11 @@ def read_config(source: str) -> dict[str, Any]:
     ):
         if (value := raw.get(key)) not in (None, wanted):
             problems.append(f"{key} is {value!r}; allowed: {wanted!r}")
-    found |= {"layer_heads": None, "layer_ffn": None}
+    found |= {"layer_heads": None, "layer_ffn": None, "pooler_width": raw.get("pooler_width")}
     if not problems:
+        width, most = found["pooler_width"], found["d_model"]
+        if width is not None and not (type(width) is int and 0 <= width <= most):
+            problems.append(f"pooler_width is {width!r}; allowed: a whole number from 0 to {most}")
         for key, most in (("layer_heads", found["num_heads"]), ("layer_ffn", found["d_ff"])):
             sizes = raw.get(key)
             if key == "layer_heads" and raw.get("pruned_heads"):  # transformers before 5 told of lost heads so
@@ -235,7 +236,7 @@ def load(source: str) -> Tree:
     geometry |= {name: geometry[name] or () for name in ("layer_heads", "layer_ffn")}
     model = Bert(BertConfig(**geometry, num_labels=max(labels, 1), regression=head == "regressor"))
     shapes = jax.eval_shape(model.init, jax.random.key(0), *model.example_inputs())["params"]
-    wanted = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+    wanted = {trees.place(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
     optional = {path for path in wanted if path[0] in gates_lib.HEADS and head is None}
     if not any(name.startswith("pooler.") for name in given):
         optional |= {path for path in wanted if path[0] == "pooler"}
@@ -265,6 +266,37 @@ def load(source: str) -> Tree:
     return params
 
 
+def _label_names(raw: dict) -> tuple[str, ...]:
+    """The names of the checkpoint's classes in the order of its outputs, () if config.json says nothing of them."""
+    listed, stated = (raw[key] if isinstance(raw.get(key), dict) else {} for key in ("id2label", "label2id"))
+    for ids in (listed, {str(i): name for name, i in stated.items()}):
+        names = tuple(str(ids.get(str(i), "")).casefold() for i in range(len(ids)))
+        if not all(re.fullmatch(r"(label_)?\d*", name) for name in names):  # LABEL_0, LABEL_1 is nobody's choice
+            return names
+    return ()
+
+
+def load_for(source: str, labels: tuple[str, ...]) -> tuple[Tree, str]:
+    """(the params of `load` with the classes in the order of a task's labels, what was done for that, if anything).
+
+    A classifier whose names (in any case) are the labels in another order has its outputs permuted. One that names
+    other classes is left out. One that names none is taken to have the task's order.
+
+    Args:
+      labels: of the task, in the order of their ids; () for a regression, which has no order.
+    """
+    params, theirs = load(source), _label_names(_raw_config(source))
+    ours = tuple(label.casefold() for label in labels)
+    if not ours or not theirs or theirs == ours or "classifier" not in params:
+        return params, ""
+    if sorted(theirs) != sorted(ours):
+        del params["classifier"]
+        return params, f"its own classifier is of {', '.join(theirs)}, not of {', '.join(ours)}"
+    order = [theirs.index(name) for name in ours]
+    params["classifier"] = {name: np.ascontiguousarray(leaf[..., order]) for name, leaf in params["classifier"].items()}
+    return params, f"its classifier, {', '.join(theirs)} there, in this task's order"
+
+
 # Out -----------------------------------------------------------------------------------------------------------------
 
 
@@ -275,5 +307,5 @@ def state_dict(params: Tree) -> dict[str, np.ndarray]:
         leaf = np.asarray(leaf, np.float32)
         return np.ascontiguousarray(leaf.T if path[-1] == "kernel" else leaf)
 
-    paths = ((_path(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params))
+    paths = ((trees.place(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params))
     return {tensor_name(path): tensor(path, leaf) for path, leaf in paths}

@@ -1,7 +1,8 @@
 """BERT whose layers differ in attention heads and feed-forward columns, for transformers with trust_remote_code=True.
 
 prune_jax.export --shrink copies this file beside the weights. A head stays hidden_size // num_attention_heads wide;
-layer_heads and layer_ffn of config.json count the heads and the columns that each layer has left, 0 and more.
+layer_heads and layer_ffn of config.json count the heads and the columns that each layer has left, 0 and more, and
+pooler_width the units of the pooler.
 """
 
 from torch import nn
@@ -19,6 +20,8 @@ def _shrink(bert: BertModel) -> None:
         layer.attention.output.dense = nn.Linear(width, config.hidden_size)
         layer.intermediate.dense = nn.Linear(config.hidden_size, columns)
         layer.output.dense = nn.Linear(columns, config.hidden_size)
+    if bert.pooler is not None:
+        bert.pooler.dense = nn.Linear(config.hidden_size, config.pooler_width)
 
 
 class ShrunkBertModel(BertModel):
@@ -31,3 +34,4 @@ class ShrunkBertForSequenceClassification(BertForSequenceClassification):
     def __init__(self, config):
         super().__init__(config)
         _shrink(self.bert)
+        self.classifier = nn.Linear(config.pooler_width, config.num_labels)
