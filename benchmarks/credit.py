@@ -1,11 +1,12 @@
 """Who gets the credit of an exploration pass: SPT's variants beside magnitude, movement and chance.
 
     python -m benchmarks.credit [--dir=MNIST_FOLDER] [--variants literal layer ...] [--seeds 0 1 2]
+    python -m benchmarks.credit --dir=GLUE_FOLDER --init_from=DENSE_RUN --examples=2560 --hold=1 [--teacher=DENSE_RUN]
 
-LeNet-300-100 on MNIST, or on scikit-learn's digits without --dir. One dense network a seed, from which every variant
-starts; sparsity rises step by step, and every level of --levels is held for two more epochs of retraining. One JSON
-line a variant and seed: the test metric at the end of each level, and the seconds of a training step beside those of
-magnitude. The last lines are the means over the seeds.
+LeNet-300-100 on MNIST, or on scikit-learn's digits without --dir: one dense network a seed, from which every variant
+starts. With --init_from, that run's network on SST-2. Sparsity rises step by step, one an epoch, and every level of
+--levels is held for --hold more epochs. One JSON line a variant and seed: the test or dev metric at the end of each
+level, and the seconds of a training step beside those of magnitude. The last lines are the means over the seeds.
 """
 
 import argparse
@@ -17,8 +18,6 @@ from pathlib import Path
 from benchmarks import harness
 from configs import common
 from prune_jax import report, train
-
-_RISE = (50, 75, 85, 90, 95, 97, 98, 99)
 
 VARIANTS = {  # name: (method, scope, keys of config.spt)
     "random": ("spt", "local", {"epsilon": 1e-9}),  # draws no gate: every score is 0, and ties close at random
@@ -42,49 +41,60 @@ VARIANTS = {  # name: (method, scope, keys of config.spt)
 }
 
 
-def config_for(folder: str, seed: int):
+def config_for(args, seed: int):
     """What the dense run and every variant share."""
     config = common.get_config()
-    config.model.name = "lenet_300_100"
-    config.model.size = "tiny"
-    config.model.init_checkpoint = "last"
-    config.data.task, config.data.source, config.data.dir = (
-        ("mnist", "auto", folder) if folder else ("digits", "auto", "")
-    )
-    config.train.batch_size = 128 if folder else 48
-    config.train.eval_batch_size = 1000 if folder else 360
-    config.train.weight_decay = config.train.clip_norm = 0.0
-    config.train.learning_rate = 1e-3
     config.train.seed = seed
+    config.model.size = "tiny"
+    config.data.dir, config.data.max_train_examples = args.dir, args.examples
+    config.train.learning_rate = args.learning_rate or (5e-5 if args.init_from else 1e-3)
+    if args.init_from:
+        config.data.source, config.data.max_len, config.data.buckets = "tsv", 64, (8, 16, 24, 32, 48, 64)
+        config.train.batch_size = 64
+    else:
+        config.model.name, config.data.source = "lenet_300_100", "auto"
+        config.data.task, config.train.batch_size = ("mnist", 128) if args.dir else ("digits", 48)
+        config.train.eval_batch_size = 1000 if args.dir else 360
+        config.train.weight_decay = config.train.clip_norm = 0.0
     return config
 
 
-def sparsity_steps(levels) -> list[float]:
-    """One rising step an epoch, and two more at each of the levels."""
-    return [step for step in _RISE if step <= max(levels) for _ in range(3 if step in levels else 1)]
+def sparsity_steps(rise, levels, hold: int) -> list[float]:
+    """One rising step an epoch, and `hold` more at each of the levels."""
+    steps = sorted({*(step for step in rise if step <= max(levels)), *levels})
+    return [step for step in steps for _ in range(1 + hold if step in levels else 1)]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dir", default="", help="MNIST's IDX files")
+    parser.add_argument("--dir", default="", help="MNIST's IDX files, or the GLUE folder with --init_from")
+    parser.add_argument("--init_from", default="", help="a dense run on SST-2 to start from")
+    parser.add_argument("--teacher", default="", help="distill.teacher of every variant")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--levels", nargs="+", type=float, default=[90, 97, 99], choices=_RISE)
-    parser.add_argument("--dense_epochs", type=int, default=10)
+    parser.add_argument("--levels", nargs="+", type=float, default=[90, 97, 99], help="percent")
+    parser.add_argument("--rise", nargs="*", type=float, default=[50, 75, 85, 90, 95, 97, 98, 99], help="percent")
+    parser.add_argument("--hold", type=int, default=2, help="epochs")
+    parser.add_argument("--examples", type=int, default=0, help="of the training set; 0: all")
+    parser.add_argument("--learning_rate", type=float, default=0.0, help="0: 1e-3, or 5e-5 with --init_from")
+    parser.add_argument("--dense_epochs", type=int, default=10, help="without --init_from")
     args = parser.parse_args()
-    steps = sparsity_steps(args.levels)
+    steps = sparsity_steps(args.rise, args.levels, args.hold)
     last_of = {level: max(i for i, step in enumerate(steps) if step == level) for level in args.levels}
     found = {name: [] for name in args.variants}
     with tempfile.TemporaryDirectory() as scratch:
         for seed in args.seeds:
-            dense = config_for(args.dir, seed)
-            dense.pruning.method, dense.train.epochs = "baseline", args.dense_epochs
-            start = train.train_and_evaluate(dense, Path(scratch) / f"dense_{seed}")
+            start, dense = args.init_from, None
+            if not start:
+                start, config = str(Path(scratch) / f"dense_{seed}"), config_for(args, seed)
+                config.pruning.method, config.train.epochs = "baseline", args.dense_epochs
+                dense = train.train_and_evaluate(config, start)["final_metric"]
             for name in args.variants:
-                config, folder = config_for(args.dir, seed), Path(scratch) / f"{name}_{seed}"
+                config, folder = config_for(args, seed), Path(scratch) / f"{name}_{seed}"
                 config.pruning.method, config.pruning.scope, spt = VARIANTS[name]
                 config.spt.update(spt)
-                config.model.init_from = str(Path(scratch) / f"dense_{seed}")
+                config.model.init_from, config.distill.teacher = start, args.teacher
+                config.model.init_checkpoint = "best" if args.init_from else "last"
                 config.pruning.start_epoch, config.pruning.sparsity_steps = 0, tuple(steps)
                 config.train.epochs = len(steps)
                 train.train_and_evaluate(config, folder)
@@ -97,7 +107,7 @@ def main():
                     task=config.data.task,
                     variant=name,
                     seed=seed,
-                    dense=start["final_metric"],
+                    dense=dense,
                     metrics=metrics,
                     step_ms=round(1000 * seconds, 2),
                 )
