@@ -149,6 +149,20 @@ def handed(tmp_path, *args, **environ):
     return json.loads(done.stdout)
 
 
+@pytest.mark.parametrize("first", ["", "import jax\n"])
+def test_compiled_steps_are_kept_whatever_has_imported_jax(first, tmp_path):
+    code = f"""{first}import launch
+from configs import common
+launch._keep_what_is_compiled(common.get_config().data)
+import jax
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.jit(lambda x: x + 1)(1.0)
+"""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("JAX_COMPILATION_CACHE")}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env | {"PRUNE_JAX_CACHE": str(tmp_path)}, check=True)
+    assert list((tmp_path / "compiled").glob("jit*-cache"))
+
+
 def test_overrides_reach_train(tmp_path):
     config, notes, workdir = handed(
         tmp_path, TINY, "--config.model.size=small", "--config.spt.epsilon=0.25", "--config.pruning.end_sparsity=1",
