@@ -1,12 +1,12 @@
-"""A dense LeNet-300-100, and the same network pruned to 95 %: what configs/sws_pruned.py compresses further.
+"""A dense LeNet-300-100, and the same network pruned to 97 %: what configs/sws_pruned.py compresses further.
 
     python launch.py --config=configs/lenet_pruned.py --config.data.dir=MNIST_FOLDER --workdir=results_dense \\
         --config.pruning.method=baseline
     python launch.py --config=configs/lenet_pruned.py --config.data.dir=MNIST_FOLDER --workdir=results_pruned \\
         --config.model.init_from=results_dense --config.distill.teacher=results_dense
 
-SPT sets the budget of each layer (spt.credit=layer) and the dense network teaches the pruned one, which was worth half
-a percent at 97 %. --config.model.name chooses the network; without data.dir scikit-learn's digits stand in for MNIST.
+SPT sets the budget of each layer and movement chooses inside (configs/spt_best.py), and the dense network teaches the
+pruned one, which was worth half a percent. --config.model.name chooses the network; without data.dir scikit-learn's digits stand in for MNIST.
 """
 
 from configs import common
@@ -30,7 +30,8 @@ def get_config():
     config.distill.weight = 1.0
     config.pruning.method = "spt"
     config.pruning.start_epoch = 0
-    config.pruning.sparsity_steps = (40, 60, 70, 76, 80, 83, 86, 88, 90, 91, 92, 93, 94, 94.5, 95)
+    config.pruning.sparsity_steps = (40, 60, 70, 76, 80, 83, 86, 88, 90, 91, 92, 93, 94, 94.5, 95, 95.5, 96, 96.5, 97)
     config.spt.credit = "layer"
+    config.spt.inside = "movement"
     config.spt.epsilon = 0.3
     return config

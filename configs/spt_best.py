@@ -1,4 +1,4 @@
-"""SPT whose exploration sets each layer's budget, magnitude choosing inside it: the best of benchmarks/credit.py.
+"""SPT whose exploration sets each layer's budget, movement choosing inside it: the best of benchmarks/credit.py.
 
 The rest is configs/spt_base.py's.
 """
@@ -11,5 +11,6 @@ def get_config():
     config.pruning.method = "spt"
     config.pruning.scope = "global"  # as credit=layer works, whatever is said here
     config.spt.credit = "layer"
-    config.spt.epsilon = 0.1  # of a layer's gates: a percent, the smallest of them, weighs nothing that can be measured
+    config.spt.inside = "movement"
+    config.spt.epsilon = 0.3  # of a layer's gates: a percent, the smallest of them, weighs nothing that can be measured
     return config
