@@ -6,7 +6,8 @@
         --config.model.init_from=results_dense --config.distill.teacher=results_dense
 
 SPT sets the budget of each layer and movement chooses inside (configs/spt_best.py), and the dense network teaches the
-pruned one, which was worth half a percent. --config.model.name chooses the network; without data.dir scikit-learn's digits stand in for MNIST.
+pruned one, which was worth half a percent. --config.model.name chooses the network; without data.dir scikit-learn's
+digits stand in for MNIST.
 """
 
 from configs import common
