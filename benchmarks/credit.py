@@ -49,7 +49,8 @@ def config_for(args, seed: int):
     config.data.dir, config.data.max_train_examples = args.dir, args.examples
     config.train.learning_rate = args.learning_rate or (5e-5 if args.init_from else 1e-3)
     if args.init_from:
-        config.data.source, config.data.max_len, config.data.buckets = "tsv", 64, (8, 16, 24, 32, 48, 64)
+        config.data.source, config.data.max_len, config.data.buckets = "tsv", 64, (8, 16, 32, 64)
+        config.pruning.structure = "encoder"
         config.train.batch_size = 64
     else:
         config.model.name, config.data.source = "lenet_300_100", "auto"

@@ -77,7 +77,7 @@ def get_config() -> config_dict.ConfigDict:
     config.pruning.start_epoch = 4
     config.pruning.end_epoch = 23
     config.pruning.sparsity_steps = placeholder(tuple)  # one an epoch after start_epoch; percentages or fractions
-    config.pruning.structure = "unstructured"  # unstructured | head, ffn, pooler, also joined by + | block:RxC | n:m
+    config.pruning.structure = "unstructured"  # also encoder | head, ffn, pooler, joined by + | block:RxC | n:m
     config.pruning.scope = "local"  # local: each kernel | global: all kernels together
 
     config.spt = config_dict.ConfigDict()

@@ -229,7 +229,7 @@ def _check_spt(config) -> None:
         return
     if cfg.antithetic and cfg.explorations % 2:
         raise _fail("spt.explorations", cfg.explorations, "an even number with config.spt.antithetic, which pairs them")
-    if cfg.credit == "group" and parse(structure).kind in ("unstructured", "n:m"):
+    if cfg.credit == "group" and parse(structure).kind in ("unstructured", "encoder", "n:m"):
         allowed = "head, ffn, pooler, several of them joined by +, block:RxC with config.spt.credit=group"
         raise _fail("pruning.structure", structure, allowed)
     if cfg.credit == "layer":
@@ -244,8 +244,8 @@ def _check_spt(config) -> None:
         raise _fail(
             "spt.inside", cfg.inside, f"magnitude with config.spt.credit={cfg.credit}, which has its own scores"
         )
-    if cfg.inside == "movement" and structure != "unstructured":
-        raise _fail("pruning.structure", structure, "unstructured with config.spt.inside=movement")
+    if cfg.inside == "movement" and structure not in ("unstructured", "encoder"):
+        raise _fail("pruning.structure", structure, "unstructured, encoder with config.spt.inside=movement")
 
 
 def _window_notes(config, notes: list[str]) -> None:

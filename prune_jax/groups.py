@@ -42,7 +42,7 @@ class Closer(NamedTuple):
       close: (gates, scores, target, key, scope) -> gates, as gates.close_lowest, with groups in the place of gates. The
         closed fraction of the covered kernels comes within one group of the target.
       below: (gates, scores, threshold) -> the closed fraction if every open group scored below the threshold closed.
-      units: the groups, None where there are none (unstructured, n:m).
+      units: the groups, None where there are none (unstructured, encoder, n:m).
     """
 
     close: Callable
@@ -55,6 +55,8 @@ def create(config) -> Closer:
     structure = structure_lib.parse(config.pruning.structure)
     if structure.kind == "unstructured":
         return Closer(gates_lib.close_lowest, lambda gates, scores, bar: _below(gates, scores, bar, _ones(gates)))
+    if structure.kind == "encoder":
+        return _encoder()
     if structure.kind == "n:m":
         return _n_of_m(*structure.sizes)
     depth = config.model.d_model // config.model.num_heads if "head" in structure.parts else 0
@@ -65,7 +67,7 @@ def create(config) -> Closer:
 
 
 def _blocks(tree: Tree) -> Tree:
-    """The part of a tree of kernels that blocks and n:m cover."""
+    """The part of a tree of kernels that encoder, blocks and n:m cover."""
     heads = (*gates_lib.HEADS, "pooler")
     return {name: node for name, node in tree.items() if name not in heads}
 
@@ -158,6 +160,11 @@ def _below(gates: Tree, scores: Tree, threshold: float, sizes: Tree) -> float:
     return 1 - kept / total
 
 
+def _below_in_encoder(gates: Tree, scores: Tree, threshold: float) -> float:
+    covered = _blocks(gates)
+    return _below(covered, _blocks(scores), threshold, _ones(covered))
+
+
 def _close_by_size(groups: Tree, scores: Tree, sizes: Tree, target: float, key: jax.Array) -> Tree:
     """Closes the lowest groups of all, whatever their sizes, until the closed fraction is nearest to the target."""
     leaves, treedef = jax.tree.flatten(groups)
@@ -219,6 +226,13 @@ def _grouped(structure: Structure, depth: int) -> Closer:
     return Closer(close, below, Units(units_of, totals, spread, close_units))
 
 
+def _encoder() -> Closer:
+    def close(gates, scores, target, key, scope="local"):
+        return {**gates, **gates_lib.close_lowest(_blocks(gates), _blocks(scores), target, key, scope)}
+
+    return Closer(close, _below_in_encoder)
+
+
 # n:m -----------------------------------------------------------------------------------------------------------------
 
 
@@ -249,8 +263,4 @@ def _n_of_m(n: int, m: int) -> Closer:
             leaves[l] = _lowest_of_m(gate, score, closed, noise)
         return {**gates, **jax.tree.unflatten(treedef, leaves)}
 
-    def below(gates, scores, threshold):
-        covered = _blocks(gates)
-        return _below(covered, _blocks(scores), threshold, _ones(covered))
-
-    return Closer(close, below)
+    return Closer(close, _below_in_encoder)

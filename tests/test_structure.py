@@ -133,6 +133,25 @@ def test_blocks_close_whole(scope):
     assert closed["classifier"]["kernel"].all()
 
 
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_encoder_closes_gate_by_gate_and_leaves_the_head_open(scope):
+    gates, scores = network()
+    scores["classifier"]["kernel"] = scores["classifier"]["kernel"] - 100  # would go first
+    closed = closer("encoder").close(gates, scores, 0.3, KEY, scope)
+    assert closed["classifier"]["kernel"].all() and closed["pooler"]["kernel"].all()
+    kernels = [node["kernel"] for layer in ("layer_0", "layer_1") for node in closed[layer].values()]
+    if scope == "local":
+        assert [int((~k).sum()) for k in kernels] == [round(0.3 * k.size) for k in kernels]
+    assert sum(int((~k).sum()) for k in kernels) == round(0.3 * sum(k.size for k in kernels)) or scope == "local"
+    values = [node["kernel"] for layer in ("layer_0", "layer_1") for node in scores[layer].values()]
+    if scope == "global":
+        shut = np.concatenate([np.asarray(v)[~np.asarray(k)] for v, k in zip(values, kernels, strict=True)])
+        left = np.concatenate([np.asarray(v)[np.asarray(k)] for v, k in zip(values, kernels, strict=True)])
+        assert shut.max() <= left.min()
+    own = np.concatenate([np.ravel(v) for v in values])
+    assert closer("encoder").below(gates, scores, 0.1) == pytest.approx((own < 0.1).mean())
+
+
 @settings(max_examples=10, deadline=None)
 @given(pattern=st.sampled_from([(2, 4), (1, 4), (1, 2), (3, 4)]), targets=st.lists(st.floats(0, 1), max_size=3))
 def test_n_of_m_is_exact_in_every_group_and_never_ahead(pattern, targets):
@@ -196,7 +215,7 @@ def test_every_method_closes_by_structure(method, structure):
 @pytest.mark.parametrize(
     ("structure", "message"),
     [
-        ("heads", "config.pruning.structure is 'heads'; allowed: unstructured, head, ffn"),
+        ("heads", "config.pruning.structure is 'heads'; allowed: unstructured, encoder, head, ffn"),
         ("ffn+head", "allowed: unstructured"),
         ("pooler+pooler", "allowed: unstructured"),
         ("head+2:4", "allowed: unstructured"),
