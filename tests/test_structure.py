@@ -139,14 +139,15 @@ def test_encoder_closes_gate_by_gate_and_leaves_the_head_open(scope):
     scores["classifier"]["kernel"] = scores["classifier"]["kernel"] - 100  # would go first
     closed = closer("encoder").close(gates, scores, 0.3, KEY, scope)
     assert closed["classifier"]["kernel"].all() and closed["pooler"]["kernel"].all()
-    kernels = [node["kernel"] for layer in ("layer_0", "layer_1") for node in closed[layer].values()]
+    layers = ("layer_0", "layer_1")
+    kernels, values = (
+        [np.asarray(x) for x in jax.tree.leaves([tree[layer] for layer in layers])] for tree in (closed, scores)
+    )
     if scope == "local":
-        assert [int((~k).sum()) for k in kernels] == [round(0.3 * k.size) for k in kernels]
-    assert sum(int((~k).sum()) for k in kernels) == round(0.3 * sum(k.size for k in kernels)) or scope == "local"
-    values = [node["kernel"] for layer in ("layer_0", "layer_1") for node in scores[layer].values()]
-    if scope == "global":
-        shut = np.concatenate([np.asarray(v)[~np.asarray(k)] for v, k in zip(values, kernels, strict=True)])
-        left = np.concatenate([np.asarray(v)[np.asarray(k)] for v, k in zip(values, kernels, strict=True)])
+        assert [(~k).sum() for k in kernels] == [round(0.3 * k.size) for k in kernels]
+    else:
+        assert sum((~k).sum() for k in kernels) == round(0.3 * sum(k.size for k in kernels))
+        shut, left = (np.concatenate([v[k == on] for v, k in zip(values, kernels, strict=True)]) for on in (0, 1))
         assert shut.max() <= left.min()
     own = np.concatenate([np.ravel(v) for v in values])
     assert closer("encoder").below(gates, scores, 0.1) == pytest.approx((own < 0.1).mean())
