@@ -16,7 +16,7 @@ def get_config():
     config.train.learning_rate = 5e-4
     config.train.weight_decay = 0.03
     config.pruning.method = "sws"
-    config.sws.pi0 = 0.97
+    config.sws.pi0 = 0.975
     config.sws.tau = 0.003
     config.sws.deviation = 0.03
     config.sws.zero_beta = 0.2
