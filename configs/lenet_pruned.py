@@ -31,7 +31,7 @@ def get_config():
     config.distill.weight = 1.0
     config.pruning.method = "spt"
     config.pruning.start_epoch = 0
-    config.pruning.sparsity_steps = (40, 60, 70, 76, 80, 83, 86, 88, 90, 91, 92, 93, 94, 94.5, 95, 95.5, 96, 96.5, 97, 97.3, 97.5)
+    config.pruning.sparsity_steps = (40, 60, 70, 76, 80, 83, 86, 88, 90, 91, 92, 93, 94, 95, 95.5, 96, 96.5, 97, 97.5)
     config.spt.credit = "layer"
     config.spt.inside = "movement"
     config.spt.epsilon = 0.3
