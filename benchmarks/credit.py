@@ -32,7 +32,7 @@ VARIANTS = {  # name: (method, scope, keys of config.spt)
     "absolute": ("spt", "local", {"absolute": True}),
     "control_variate": ("spt", "global", {"control_variate": True}),
     "control_variate_absolute": ("spt", "global", {"control_variate": True, "absolute": True}),
-    "layer": ("spt", "global", {"credit": "layer"}),
+    "layer_1": ("spt", "global", {"credit": "layer", "epsilon": 0.01}),
     "layer_10": ("spt", "global", {"credit": "layer", "epsilon": 0.1}),
     "layer_30": ("spt", "global", {"credit": "layer", "epsilon": 0.3}),
     "layer_50": ("spt", "global", {"credit": "layer", "epsilon": 0.5}),

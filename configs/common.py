@@ -81,7 +81,7 @@ def get_config() -> config_dict.ConfigDict:
     config.pruning.scope = "local"  # local: each kernel | global: all kernels together
 
     config.spt = config_dict.ConfigDict()
-    config.spt.epsilon = placeholder(float)  # share of the open gates that a pass closes
+    config.spt.epsilon = placeholder(float)  # share of the open gates a pass closes; 0.3 with credit=layer
     config.spt.reward_alpha = 0.125
     config.spt.explorations = 1  # passes a step
     config.spt.explore_per_layer = False

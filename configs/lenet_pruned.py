@@ -34,5 +34,4 @@ def get_config():
     config.pruning.sparsity_steps = (40, 60, 70, 76, 80, 83, 86, 88, 90, 91, 92, 93, 94, 95, 95.5, 96, 96.5, 97, 97.5)
     config.spt.credit = "layer"
     config.spt.inside = "movement"
-    config.spt.epsilon = 0.3
     return config

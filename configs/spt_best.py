@@ -12,5 +12,4 @@ def get_config():
     config.pruning.scope = "global"  # as credit=layer works, whatever is said here
     config.spt.credit = "layer"
     config.spt.inside = "movement"
-    config.spt.epsilon = 0.3  # of a layer's gates: a percent, the smallest of them, weighs nothing that can be measured
     return config

@@ -342,6 +342,8 @@ def resolve(config, environ: Mapping[str, str] = os.environ) -> tuple[config_dic
         raise _fail("model.size", config.model.size, ", ".join(keys.SIZES))
     _follow_folder(config)
     _follow_checkpoint(config)
+    if config.spt.epsilon is None and config.spt.credit == "layer":
+        config.spt.epsilon = keys.LAYER_EPSILON
     size = keys.SIZES[config.model.size]
     for key, field in keys.FOLLOWS_SIZE.items():
         if _get(config, key) is None:

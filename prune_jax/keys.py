@@ -30,6 +30,10 @@ SIZES = {
     "large": Size(24, 1024, 16, 4096, 0.001, 800, _LARGE),
 }
 
+# Of spt.epsilon with spt.credit=layer, which closes a layer's smallest weights: a percent of them weighs nothing that
+# can be measured (benchmarks/credit.py).
+LAYER_EPSILON = 0.3
+
 MODELS = {  # model.name: what it reads
     "bert": "text",
     "lenet_300_100": "images",

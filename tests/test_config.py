@@ -60,6 +60,14 @@ def test_defaults_of_the_design():
     )
 
 
+def test_epsilon_of_whole_layers_does_not_follow_the_size():
+    config = common.get_config()
+    config.spt.credit = "layer"
+    assert config_lib.resolve(config, {})[0].spt.epsilon == 0.3
+    config.spt.epsilon = 0.1
+    assert config_lib.resolve(config, {})[0].spt.epsilon == 0.1
+
+
 @pytest.mark.parametrize(
     ("size", "geometry", "epsilon", "frequency"),
     [

@@ -5,7 +5,7 @@ A pass gives one number, and a layer is few enough things for that number to rea
 take first. Its importance is thus a marginal loss, measured to second order and beyond, on the batch of the step.
 
 The smallest weights of a dense layer weigh next to nothing: where epsilon is a percent of them, rounding and the
-batch's slope are most of what a pass measures, and configs/spt_best.py takes a larger share.
+batch's slope are most of what a pass measures. The default epsilon is 0.3 here.
 
 Budgets. Near an optimum the loss of closing gates grows as the sum of their w^2 (optimal brain damage, LeCun et al.,
 1990, with one curvature a layer), so the cost of the next gate of layer l is
