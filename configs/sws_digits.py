@@ -12,9 +12,10 @@ def get_config():
     config = sws_lenet.get_config()
     config.data.task = "digits"
     config.data.source = "builtin"
-    config.pretrain.epochs = 40
+    config.pretrain.learning_rate = 1e-3
     config.train.epochs = 200
     config.train.batch_size = 48
+    config.train.weight_decay = 0.0
     config.train.eval_batch_size = 360
     config.sws.tau = 0.015
     config.sws.pi0 = 0.9
