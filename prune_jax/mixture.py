@@ -106,8 +106,8 @@ def _nll_forward(weights, mixture, chunk):
         top = jnp.max(joint, axis=0)
         shifted = jnp.exp(joint - top)
         total = jnp.sum(shifted, axis=0)
-        # The responsibilities are shifted / total. Their sums are products of a matrix and a vector, which on a CPU
-        # take a third of the time of as many reductions.
+        # The responsibilities are shifted / total. Their sums are products of a matrix and a vector, which a CPU does
+        # faster than as many reductions.
         scale, moved = 1 / total, shifted * distance
         count, pull, spread = dot(shifted, scale), precisions * dot(moved, scale), dot(moved * distance, scale)
         by_component = Mixture(-count, -pull, (precisions * spread - count) / 2)
