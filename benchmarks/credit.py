@@ -1,6 +1,6 @@
 """Who gets the credit of an exploration pass: SPT's variants beside magnitude, movement and chance.
 
-    python -m benchmarks.credit [--dir=MNIST_FOLDER] [--variants literal layer ...] [--seeds 0 1 2]
+    python -m benchmarks.credit [--dir=MNIST_FOLDER] [--variants literal layer_30 ...] [--seeds 0 1 2]
     python -m benchmarks.credit --dir=GLUE_FOLDER --init_from=DENSE_RUN --examples=2560 --hold=1 [--teacher=DENSE_RUN]
 
 LeNet-300-100 on MNIST, or on scikit-learn's digits without --dir: one dense network a seed, from which every variant

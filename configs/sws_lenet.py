@@ -18,27 +18,15 @@ pi0 below the paper's leaves the weights between 0 and the other means to the la
 A smaller file at a higher accuracy comes from pruning first: configs/sws_pruned.py.
 """
 
-from configs import common
+from configs import lenet
 
 
 def get_config():
-    config = common.get_config()
-    config.model.name = "lenet_300_100"
-    config.model.init_checkpoint = "last"  # the best would be chosen on the test images
-    config.data.task = "mnist"
-    config.data.source = "auto"
-    config.distill.checkpoint = "last"
-    config.distill.weight = 1.0
+    config = lenet.get_config()
     config.pretrain.epochs = 40
     config.pretrain.learning_rate = 2e-3
     config.train.epochs = 30
-    config.train.batch_size = 256
-    config.train.eval_batch_size = 1000
     config.train.learning_rate = 1e-3
-    config.train.lr_schedule = "linear"
-    config.train.warmup_fraction = 0.0
-    config.train.weight_decay = 0.1
-    config.train.clip_norm = 0.0
     config.pruning.method = "sws"
     config.sws.pi0 = 0.97
     config.sws.tau = 0.03

@@ -54,13 +54,26 @@ def create(config) -> Closer:
     """The closer of config.pruning.structure."""
     structure = structure_lib.parse(config.pruning.structure)
     if structure.kind == "unstructured":
-        return Closer(gates_lib.close_lowest, lambda gates, scores, bar: _below(gates, scores, bar, _ones(gates)))
+        return _gate_by_gate(lambda tree: tree)
     if structure.kind == "encoder":
-        return _encoder()
+        return _gate_by_gate(_blocks)
     if structure.kind == "n:m":
         return _n_of_m(*structure.sizes)
     depth = config.model.d_model // config.model.num_heads if "head" in structure.parts else 0
     return _grouped(structure, depth)
+
+
+def _gate_by_gate(covered: Callable[[Tree], Tree]) -> Closer:
+    """The closer of single gates in the part of a tree of kernels that `covered` picks."""
+
+    def close(gates, scores, target, key, scope="local"):
+        return {**gates, **gates_lib.close_lowest(covered(gates), covered(scores), target, key, scope)}
+
+    def below(gates, scores, threshold):
+        part = covered(gates)
+        return _below(part, covered(scores), threshold, _ones(part))
+
+    return Closer(close, below)
 
 
 # Groups --------------------------------------------------------------------------------------------------------------
@@ -160,11 +173,6 @@ def _below(gates: Tree, scores: Tree, threshold: float, sizes: Tree) -> float:
     return 1 - kept / total
 
 
-def _below_in_encoder(gates: Tree, scores: Tree, threshold: float) -> float:
-    covered = _blocks(gates)
-    return _below(covered, _blocks(scores), threshold, _ones(covered))
-
-
 def _close_by_size(groups: Tree, scores: Tree, sizes: Tree, target: float, key: jax.Array) -> Tree:
     """Closes the lowest groups of all, whatever their sizes, until the closed fraction is nearest to the target."""
     leaves, treedef = jax.tree.flatten(groups)
@@ -226,13 +234,6 @@ def _grouped(structure: Structure, depth: int) -> Closer:
     return Closer(close, below, Units(units_of, totals, spread, close_units))
 
 
-def _encoder() -> Closer:
-    def close(gates, scores, target, key, scope="local"):
-        return {**gates, **gates_lib.close_lowest(_blocks(gates), _blocks(scores), target, key, scope)}
-
-    return Closer(close, _below_in_encoder)
-
-
 # n:m -----------------------------------------------------------------------------------------------------------------
 
 
@@ -263,4 +264,4 @@ def _n_of_m(n: int, m: int) -> Closer:
             leaves[l] = _lowest_of_m(gate, score, closed, noise)
         return {**gates, **jax.tree.unflatten(treedef, leaves)}
 
-    return Closer(close, _below_in_encoder)
+    return Closer(close, _gate_by_gate(_blocks).below)
