@@ -17,7 +17,7 @@ Tree = dict
 
 
 def merge(params: Tree, gates: Tree) -> Tree:
-    """params with 0 where a gate is closed, as a new tree of NumPy arrays."""
+    """params with +0.0 where a gate is closed, as a new tree of NumPy arrays: the network that is computed."""
 
     def zero(own: Tree, gate: Tree) -> Tree:
         return {

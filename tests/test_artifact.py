@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import config_dict
 
-from prune_jax import checkpoint, command, data, decompress, evaluate, initial, models, runs, workdir
+from prune_jax import checkpoint, command, data, decompress, evaluate, initial, models, runs, shrink, workdir
 from prune_jax import config as config_lib
 from prune_jax.compress import __main__ as compress
 from prune_jax.compress import artifact, codec, quantise
@@ -79,7 +79,7 @@ def test_a_network_comes_back(tmp_path_factory, seed, entries, density):
     path = tmp_path_factory.mktemp("a") / "net.pjx"
     report = artifact.write(path, CONFIG, params, gates)
     found = artifact.read(path)
-    assert_same(found.params, quantise.close(params, gates))
+    assert_same(found.params, shrink.merge(params, gates))
     assert_same(found.gates, gates)
     assert found.config == CONFIG and found.config.data.buckets == (16, 32) and found.tokenizer is None
     assert report.size == path.stat().st_size
@@ -334,7 +334,7 @@ def test_a_quantised_checkpoint_comes_first_and_is_kept(run_dir, tmp_path, capsy
     config, params, gates = runs.load(run_dir)
     monkeypatch.setattr(runs, "load", lambda folder, kind: runs.Network(config, params, gates))
     called(capsys, compress.main, run_dir, tmp_path / "a.pjx")
-    assert_same(artifact.read(tmp_path / "a.pjx").params, quantise.close(params, gates))
+    assert_same(artifact.read(tmp_path / "a.pjx").params, shrink.merge(params, gates))
 
 
 def test_mistakes_of_the_commands(run_dir, tmp_path):

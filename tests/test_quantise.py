@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prune_jax import shrink
 from prune_jax.compress import codec, quantise
 from prune_jax.errors import UserError
 
@@ -96,13 +97,13 @@ def test_each_kind_of_leaf_has_its_own_bits():
     assert found["a"]["bias"].tobytes() == params["a"]["bias"].tobytes()
     assert found["table"]["embedding"].tobytes() == params["table"]["embedding"].tobytes()
     found = quantise.quantise_network(params, gates, bias_bits=2, embedding_bits=4)
-    assert found["a"]["kernel"].tobytes() == quantise.close(params, gates)["a"]["kernel"].tobytes()
+    assert found["a"]["kernel"].tobytes() == shrink.merge(params, gates)["a"]["kernel"].tobytes()
     assert values_of(found["a"]["bias"]) == 3 and values_of(found["table"]["embedding"]) == 15
 
 
 def test_closing_leaves_plus_zero():
     params = {"a": {"kernel": np.array([[-1.0, 2.0], [np.inf, -0.0]], np.float32)}}
-    closed = quantise.close(params, {"a": {"kernel": np.array([[False, True], [False, True]])}})
+    closed = shrink.merge(params, {"a": {"kernel": np.array([[False, True], [False, True]])}})
     assert closed["a"]["kernel"].tobytes() == np.array([[0.0, 2.0], [0.0, -0.0]], np.float32).tobytes()
 
 

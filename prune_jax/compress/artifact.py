@@ -26,8 +26,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from prune_jax import config as config_lib
+from prune_jax import shrink
 from prune_jax import workdir as workdir_lib
-from prune_jax.compress import codec, quantise
+from prune_jax.compress import codec
 from prune_jax.compress.codec import CodecError
 from prune_jax.compress.dictionary import DICTIONARY
 from prune_jax.errors import UserError
@@ -112,7 +113,7 @@ def _network_leaves(params: Tree, gates: Tree) -> tuple[list[tuple[tuple[str, ..
     for path, leaf in _flatten(params):
         if np.asarray(leaf).dtype != np.float32:
             raise UserError(f"{'/'.join(path)} is {np.asarray(leaf).dtype}; an artifact holds float32 weights only")
-    leaves = _flatten(quantise.close(params, gates))
+    leaves = _flatten(shrink.merge(params, gates))
     numbers = {path: i for i, (path, _) in enumerate(leaves)}
     return leaves, sorted(numbers[path] for path, _ in _flatten(gates))
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from prune_jax import trees
+from prune_jax import shrink, trees
 from prune_jax.compress import codec
 from prune_jax.errors import UserError
 
@@ -95,18 +95,6 @@ def quantise(kernel: np.ndarray, bits: int) -> np.ndarray:
     return found.reshape(kernel.shape)
 
 
-def close(params: Tree, gates: Tree) -> Tree:
-    """params as NumPy arrays, with +0.0 where a gate is closed: the network that is computed, without its gates."""
-    by_name = trees.by_name(gates)
-
-    def at(path, leaf):
-        gate = by_name.get(trees.name(path))
-        # Not a product, which would leave -0.0 behind.
-        return np.asarray(leaf) if gate is None else np.where(gate, leaf, np.float32(0))
-
-    return jax.tree_util.tree_map_with_path(at, params)
-
-
 def quantise_network(params: Tree, gates: Tree, bits: int = 0, bias_bits: int = 0, embedding_bits: int = 0) -> Tree:
     """params with the gated kernels closed, and each leaf of a kind quantised to 2^bits values where bits is not 0.
 
@@ -127,4 +115,4 @@ def quantise_network(params: Tree, gates: Tree, bits: int = 0, bias_bits: int = 
         except ValueError as error:
             raise UserError(f"{trees.name(path)} cannot be quantised: {error}") from error
 
-    return jax.tree_util.tree_map_with_path(one, close(params, gates))
+    return jax.tree_util.tree_map_with_path(one, shrink.merge(params, gates))
