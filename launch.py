@@ -5,10 +5,12 @@
 configs/common.py lists every key with its default. An unfinished run of the same config in DIR is resumed.
 """
 
+import contextlib
 import logging
 import os
 import re
 import sys
+import time
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -97,8 +99,16 @@ def _keep_what_is_compiled(data_config) -> None:
 
     from prune_jax.data import cache_folder
 
+    folder = cache_folder(data_config) / "compiled"
     if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder(data_config) / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        # Without its time of use (jax was killed between the two files, or ran without a limit) one entry stops jax
+        # from keeping any other.
+        for entry in folder.glob("*-cache"):
+            used = entry.with_name(entry.name.removesuffix("-cache") + "-atime")
+            if not used.exists():
+                with contextlib.suppress(OSError):
+                    used.write_bytes(time.time_ns().to_bytes(8, "little"))
     if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
         jax.config.update("jax_compilation_cache_max_size", 2**31)  # bytes; the least recently used go first
 

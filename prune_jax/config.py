@@ -20,7 +20,8 @@ from prune_jax.structure import ALLOWED as STRUCTURES
 from prune_jax.structure import parse, undivided
 
 
-def _default_config() -> config_dict.ConfigDict:
+def default() -> config_dict.ConfigDict:
+    """configs/common.py's."""
     from configs import common
 
     return common.get_config()
@@ -330,7 +331,7 @@ def resolve(config, environ: Mapping[str, str] = os.environ) -> tuple[config_dic
     ).copy_and_resolve_references()
     notes: list[str] = []
     config.unlock()
-    _check_types(config, _default_config())
+    _check_types(config, default())
     text = environ.get("BENCHMARK_EPOCHS", "").strip()
     if text:
         if not text.isdecimal() or int(text) < 1:
@@ -376,7 +377,7 @@ def model_label(config) -> str:
 
 def completed(saved) -> config_dict.ConfigDict:
     """A saved config with the defaults of the keys that are newer than it. A key that is unknown stays, for resolve."""
-    config = _default_config()
+    config = default()
     config.unlock()
     for room in saved:
         if room not in config or not isinstance(saved[room], config_dict.ConfigDict):

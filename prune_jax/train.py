@@ -352,7 +352,7 @@ def train_and_evaluate(config, workdir) -> dict:
     teacher = distill.load(config, dataset)
     workdir = Path(workdir)
     config_json = config_lib.to_json(config)
-    resuming = workdir_lib.prepare(workdir, config_json)
+    resuming = workdir_lib.prepare(workdir, config_json, console.log)
     console.attach(workdir)
     for note in notes:
         console.log(f"note      {note}")

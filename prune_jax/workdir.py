@@ -13,8 +13,10 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+from prune_jax import config as config_lib
 from prune_jax.errors import UserError
 
 _PACKAGES = (
@@ -83,12 +85,13 @@ def read_json(path):
         raise UserError(f"{path} is not a JSON file: {error}") from error
 
 
-def prepare(workdir, config_json: dict) -> bool:
+def prepare(workdir, config_json: dict, log: Callable[[str], None] = lambda line: None) -> bool:
     """Makes `workdir` ready for a run of `config_json` and locks it for the life of this process.
 
-    A folder of an earlier run is resumed if it is unfinished and of the same config. Any other run is zipped beside it
-    as <name>_<YYYYmmdd-HHMMSS of its last change>.zip before the folder is emptied. A new run's config.json is written
-    here, so that the folder is known for a run from its first file on.
+    A folder of an earlier run is resumed if it is unfinished and of the same config; a key that is newer than the run
+    has its default there. Any other run is zipped beside it as <name>_<YYYYmmdd-HHMMSS of its last change>.zip before
+    the folder is emptied, and `log` is told why and where. A new run's config.json is written here, so that the folder
+    is known for a run from its first file on.
 
     Returns:
       True to resume from checkpoints/last, False to start anew: in an empty folder, or in one that holds what the same
@@ -116,9 +119,19 @@ def prepare(workdir, config_json: dict) -> bool:
                     "in it was touched: choose another folder with --workdir"
                 )
             begun = _has_checkpoint(workdir) or _has_checkpoint(workdir / PRETRAIN)
-            if found == _plain(config_json) and not (workdir / "summary.json").exists() and begun:
+            differing = _differing(found, _plain(config_json))
+            if not differing and not (workdir / "summary.json").exists() and begun:
                 return _has_checkpoint(workdir)
-            _archive(workdir)
+            archive = _archive(workdir)
+            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+            why = (
+                f"its config differs in {', '.join(differing[:3])}{more}"
+                if differing
+                else "it is finished"
+                if begun
+                else "it has no checkpoint"
+            )
+            log(f"archived  the run that was in {shown} ({why}): {archive}")
             write_json(workdir / "config.json", config_json)
             return False
         except BaseException:
@@ -135,6 +148,14 @@ def _run_config(workdir: Path) -> dict | None:
     except (FileNotFoundError, IsADirectoryError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _differing(found: dict, given: dict) -> list[str]:
+    """The dotted keys in which two saved configs differ. A key that only one has counts as its default there."""
+    defaults = config_lib.leaves(_plain(config_lib.to_json(config_lib.default())))
+    found, given = (defaults | config_lib.leaves(config) for config in (found, given))
+    missing = object()
+    return [key for key in found | given if found.get(key, missing) != given.get(key, missing)]
 
 
 def _has_checkpoint(workdir: Path) -> bool:

@@ -158,9 +158,12 @@ import jax
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.jit(lambda x: x + 1)(1.0)
 """
+    folder = tmp_path / "compiled"
+    folder.mkdir()
+    (folder / "killed-cache").write_bytes(b"an entry whose time of use was not written")
     env = {key: value for key, value in os.environ.items() if not key.startswith("JAX_COMPILATION_CACHE")}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env | {"PRUNE_JAX_CACHE": str(tmp_path)}, check=True)
-    assert list((tmp_path / "compiled").glob("jit*-cache"))
+    assert list(folder.glob("jit*-cache"))
 
 
 def test_overrides_reach_train(tmp_path):

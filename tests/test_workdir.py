@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import common
 from prune_jax import workdir as workdir_lib
 from prune_jax.errors import UserError
 
@@ -50,6 +52,20 @@ def test_unfinished_run_of_the_same_config_resumes(workdir):
     unfinished_run(workdir)
     assert workdir_lib.prepare(workdir, CONFIG) is True
     assert (workdir / "metrics.csv").exists() and not archives(workdir)
+
+
+def test_a_key_that_is_newer_than_the_run_has_its_default(workdir):
+    unfinished_run(workdir)
+    lines = []
+    train = common.get_config().train
+    newer = CONFIG | {"train": CONFIG["train"] | {"batch_size": train.batch_size, "seed": train.seed}}
+    assert workdir_lib.prepare(workdir, newer, lines.append) is True
+    newer["train"]["seed"], newer["train"]["batch_size"] = 1, train.batch_size + 1
+    assert workdir_lib.prepare(workdir, newer, lines.append) is False
+    (archive,) = archives(workdir)
+    (line,) = lines
+    assert {"train.seed", "train.batch_size"} <= set(re.findall(r"[a-z_.]+", line))
+    assert str(archive) in line and str(workdir) in line
 
 
 def test_killed_first_save_is_no_checkpoint(workdir):
