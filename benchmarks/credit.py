@@ -1,12 +1,13 @@
 """Who gets the credit of an exploration pass: SPT's variants beside magnitude, movement and chance.
 
     python -m benchmarks.credit [--dir=MNIST_FOLDER] [--variants literal layer_30 ...] [--seeds 0 1 2]
-    python -m benchmarks.credit --dir=GLUE_FOLDER --init_from=DENSE_RUN --examples=2560 --hold=1 [--teacher=DENSE_RUN]
+    python -m benchmarks.credit --dir=GLUE_FOLDER --init_from=CHECKPOINT --examples=5120 [--teacher=DENSE_RUN]
 
 LeNet-300-100 on MNIST, or on scikit-learn's digits without --dir: one dense network a seed, from which every variant
-starts. With --init_from, that run's network on SST-2. Sparsity rises step by step, one an epoch, and every level of
---levels is held for --hold more epochs. One JSON line a variant and seed: the test or dev metric at the end of each
-level, and the seconds of a training step beside those of magnitude. The last lines are the means over the seeds.
+starts. With --init_from, that run's or checkpoint's network on SST-2. Sparsity rises step by step, one an epoch, and
+every level of --levels is held for --hold more epochs. One JSON line a variant and seed: the test or dev metric at the
+end of each level, and the seconds of a training step beside those of magnitude. The last lines are the means over the
+seeds.
 """
 
 import argparse
@@ -23,6 +24,7 @@ VARIANTS = {  # name: (method, scope, keys of config.spt)
     "random": ("spt", "local", {"epsilon": 1e-9}),  # draws no gate: every score is 0, and ties close at random
     "magnitude_local": ("magnitude", "local", {}),
     "magnitude_global": ("magnitude", "global", {}),
+    "movement_local": ("movement", "local", {}),
     "movement_global": ("movement", "global", {}),
     "literal": ("spt", "local", {"center": False}),
     "weight": ("spt", "local", {}),
@@ -51,7 +53,7 @@ def config_for(args, seed: int):
     if args.init_from:
         config.data.source, config.data.max_len, config.data.buckets = "tsv", 64, (8, 16, 32, 64)
         config.pruning.structure = "encoder"
-        config.train.batch_size = 64
+        config.train.batch_size, config.movement.frequency = args.batch_size, 20  # an epoch is short here
     else:
         config.model.name, config.data.source = "lenet_300_100", "auto"
         config.data.task, config.train.batch_size = ("mnist", 128) if args.dir else ("digits", 48)
@@ -69,7 +71,7 @@ def sparsity_steps(rise, levels, hold: int) -> list[float]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dir", default="", help="MNIST's IDX files, or the GLUE folder with --init_from")
-    parser.add_argument("--init_from", default="", help="a dense run on SST-2 to start from")
+    parser.add_argument("--init_from", default="", help="a run or a checkpoint to start from on SST-2")
     parser.add_argument("--teacher", default="", help="distill.teacher of every variant")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -77,6 +79,7 @@ def main():
     parser.add_argument("--rise", nargs="*", type=float, default=[50, 75, 85, 90, 95, 97, 98, 99], help="percent")
     parser.add_argument("--hold", type=int, default=2, help="epochs")
     parser.add_argument("--examples", type=int, default=0, help="of the training set; 0: all")
+    parser.add_argument("--batch_size", type=int, default=64, help="with --init_from")
     parser.add_argument("--learning_rate", type=float, default=0.0, help="0: 1e-3, or 5e-5 with --init_from")
     parser.add_argument("--dense_epochs", type=int, default=10, help="without --init_from")
     args = parser.parse_args()
@@ -109,6 +112,9 @@ def main():
                     variant=name,
                     seed=seed,
                     dense=dense,
+                    teacher=bool(args.teacher),
+                    examples=args.examples,
+                    learning_rate=config.train.learning_rate,
                     metrics=metrics,
                     step_ms=round(1000 * seconds, 2),
                 )
