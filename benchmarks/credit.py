@@ -20,12 +20,13 @@ from benchmarks import harness
 from configs import common
 from prune_jax import report, train
 
-VARIANTS = {  # name: (method, scope, keys of config.spt)
+VARIANTS = {  # name: (method, scope, keys of the method's room)
     "random": ("spt", "local", {"epsilon": 1e-9}),  # draws no gate: every score is 0, and ties close at random
     "magnitude_local": ("magnitude", "local", {}),
     "magnitude_global": ("magnitude", "global", {}),
     "movement_local": ("movement", "local", {}),
     "movement_global": ("movement", "global", {}),
+    "movement_soft": ("movement", "global", {"threshold": "soft"}),
     "literal": ("spt", "local", {"center": False}),
     "weight": ("spt", "local", {}),
     "weight_4": ("spt", "local", {"explorations": 4}),
@@ -95,8 +96,8 @@ def main():
                 dense = train.train_and_evaluate(config, start)["final_metric"]
             for name in args.variants:
                 config, folder = config_for(args, seed), Path(scratch) / f"{name}_{seed}"
-                config.pruning.method, config.pruning.scope, spt = VARIANTS[name]
-                config.spt.update(spt)
+                config.pruning.method, config.pruning.scope, keys = VARIANTS[name]
+                config.get(config.pruning.method, {}).update(keys)
                 config.model.init_from, config.distill.teacher = start, args.teacher
                 config.model.init_checkpoint = "best" if args.init_from else "last"
                 config.pruning.start_epoch, config.pruning.sparsity_steps = 0, tuple(steps)
