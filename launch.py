@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import time
+from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -99,18 +100,18 @@ def _keep_what_is_compiled(data_config) -> None:
 
     from prune_jax.data import cache_folder
 
-    folder = cache_folder(data_config) / "compiled"
     if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        # Without its time of use (jax was killed between the two files, or ran without a limit) one entry stops jax
-        # from keeping any other.
-        for entry in folder.glob("*-cache"):
-            used = entry.with_name(entry.name.removesuffix("-cache") + "-atime")
-            if not used.exists():
-                with contextlib.suppress(OSError):
-                    used.write_bytes(time.time_ns().to_bytes(8, "little"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder(data_config) / "compiled"))
     if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
         jax.config.update("jax_compilation_cache_max_size", 2**31)  # bytes; the least recently used go first
+    # Under a limit, one entry without its time of use stops jax from keeping any other: jax was killed between writing
+    # the two files, or a run without a limit wrote it.
+    folder = jax.config.jax_compilation_cache_dir  # empty where the user wants none
+    for entry in Path(folder).glob("*-cache") if folder else ():
+        used = entry.with_name(entry.name.removesuffix("-cache") + "-atime")
+        if not used.exists():
+            with contextlib.suppress(OSError):
+                used.write_bytes(time.time_ns().to_bytes(8, "little"))
 
 
 def main(argv: list[str]) -> int:

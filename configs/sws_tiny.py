@@ -7,18 +7,16 @@ RUN is the folder of a tiny run that was pruned to 95 %. From a dense one the pr
 component at 0 stays 0.011 wide, for a million weights outweigh the prior on its precision, and quantising destroys the
 network. A transformer's weights are smaller than a LeNet's (a standard deviation of 0.02 here): so are the range of the
 means and the widths. For other sparsities set config.sws.pi0.
+
+The rest is configs/tiny_from_scratch.py's.
 """
 
-from configs import common
+from configs import tiny_from_scratch
 
 
 def get_config():
-    config = common.get_config()
-    config.model.size = "tiny"
-    config.data.source = "tsv"
-    config.data.buckets = (8, 16, 24, 32, 48, 64, 96, 128)
+    config = tiny_from_scratch.get_config()
     config.train.epochs = 2
-    config.train.batch_size = 256
     config.train.learning_rate = 5e-4
     config.train.lr_schedule = "linear"
     config.train.warmup_fraction = 0.0

@@ -21,7 +21,7 @@ from prune_jax.structure import parse, undivided
 
 
 def default() -> config_dict.ConfigDict:
-    """configs/common.py's."""
+    """The config of configs/common.py."""
     from configs import common
 
     return common.get_config()

@@ -120,18 +120,11 @@ def prepare(workdir, config_json: dict, log: Callable[[str], None] = lambda line
                 )
             begun = _has_checkpoint(workdir) or _has_checkpoint(workdir / PRETRAIN)
             differing = _differing(found, _plain(config_json))
-            if not differing and not (workdir / "summary.json").exists() and begun:
+            finished = (workdir / "summary.json").exists()
+            if begun and not differing and not finished:
                 return _has_checkpoint(workdir)
             archive = _archive(workdir)
-            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-            why = (
-                f"its config differs in {', '.join(differing[:3])}{more}"
-                if differing
-                else "it is finished"
-                if begun
-                else "it has no checkpoint"
-            )
-            log(f"archived  the run that was in {shown} ({why}): {archive}")
+            log(f"archived  the run that was in {shown} ({_reason(differing, finished)}): {archive}")
             write_json(workdir / "config.json", config_json)
             return False
         except BaseException:
@@ -151,11 +144,22 @@ def _run_config(workdir: Path) -> dict | None:
 
 
 def _differing(found: dict, given: dict) -> list[str]:
-    """The dotted keys in which two saved configs differ. A key that only one has counts as its default there."""
+    """The dotted keys in which two saved configs differ. A key that only one has is at its default in the other.
+
+    Not by config.completed: `found` is whatever a file held, and need not fit a ConfigDict.
+    """
     defaults = config_lib.leaves(_plain(config_lib.to_json(config_lib.default())))
     found, given = (defaults | config_lib.leaves(config) for config in (found, given))
     missing = object()
     return [key for key in found | given if found.get(key, missing) != given.get(key, missing)]
+
+
+def _reason(differing: list[str], finished: bool) -> str:
+    """Why a run is not resumed."""
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        return f"its config differs in {', '.join(differing[:3])}{more}"
+    return "it is finished" if finished else "it has no checkpoint"
 
 
 def _has_checkpoint(workdir: Path) -> bool:

@@ -150,7 +150,8 @@ def handed(tmp_path, *args, **environ):
 
 
 @pytest.mark.parametrize("first", ["", "import jax\n"])
-def test_compiled_steps_are_kept_whatever_has_imported_jax(first, tmp_path):
+@pytest.mark.parametrize("variable", ["PRUNE_JAX_CACHE", "JAX_COMPILATION_CACHE_DIR"])
+def test_compiled_steps_are_kept_whatever_has_imported_jax(first, variable, tmp_path):
     code = f"""{first}import launch
 from configs import common
 launch._keep_what_is_compiled(common.get_config().data)
@@ -160,9 +161,10 @@ jax.jit(lambda x: x + 1)(1.0)
 """
     folder = tmp_path / "compiled"
     folder.mkdir()
+    place = str(tmp_path if variable == "PRUNE_JAX_CACHE" else folder)
     (folder / "killed-cache").write_bytes(b"an entry whose time of use was not written")
     env = {key: value for key, value in os.environ.items() if not key.startswith("JAX_COMPILATION_CACHE")}
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env | {"PRUNE_JAX_CACHE": str(tmp_path)}, check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env | {variable: place}, check=True)
     assert list(folder.glob("jit*-cache"))
 
 
