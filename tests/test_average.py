@@ -1,0 +1,60 @@
+"""The mean of networks, leaf by leaf, and what cannot be averaged."""
+
+import contextlib
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import config_dict
+
+from prune_jax import average, checkpoint, runs, workdir
+from prune_jax import config as config_lib
+from prune_jax.errors import UserError
+
+
+def make_run(folder, seed=0, columns=4, closed=3):
+    rng = np.random.default_rng(seed)
+    kernel, bias = rng.normal(size=(3, columns)).astype(np.float32), rng.normal(size=columns).astype(np.float32)
+    params = {"dense": {"kernel": kernel, "bias": bias}}
+    gates = {"dense": {"kernel": (np.arange(3 * columns) >= closed).reshape(3, columns)}}
+    with contextlib.closing(checkpoint.Checkpoints(folder / "checkpoints")) as checkpoints:
+        checkpoints.save_best(7, {"params": params, "gates": gates}, {})
+    config = config_dict.ConfigDict({"model": {"size": "tiny"}, "train": {"seed": seed}})
+    workdir.write_json(folder / "config.json", config_lib.to_json(config))
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "tokenizer.json").write_text(f'{{"seed": {seed}}}')
+    return params
+
+
+def test_the_mean_of_three(tmp_path, capsys):
+    params = [make_run(tmp_path / str(seed), seed) for seed in range(3)]
+    average.main([str(tmp_path / "mean"), *(str(tmp_path / str(seed)) for seed in range(3))])
+    assert "mean of 3 networks, their best checkpoints" in capsys.readouterr().out
+
+    found, first = runs.load(tmp_path / "mean"), runs.load(tmp_path / "0")
+    wanted = jax.tree.map(lambda *leaves: np.mean(np.stack(leaves), axis=0, dtype=np.float64), *params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), found.params, wanted)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found.params)} == {np.dtype(np.float32)}
+    assert found.config == first.config
+    jax.tree.map(np.testing.assert_array_equal, found.gates, first.gates)
+    assert (tmp_path / "mean" / "tokenizer" / "tokenizer.json").read_text() == '{"seed": 0}'
+
+
+def test_one_network_is_its_own_mean(tmp_path):
+    params = make_run(tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, average.networks([tmp_path / "run"]).params, params)
+
+
+def test_mistakes(tmp_path):
+    for name, changes in (("run", {}), ("wide", {"columns": 5}), ("sparse", {"closed": 4})):
+        make_run(tmp_path / name, **changes)
+    for arguments, message in (
+        (("mean", "run", "gone"), "gone is not the folder of a run"),
+        (("mean", "run", "wide"), r"dense/bias is \(5,\) in one and \(4,\) in the other"),
+        (("mean", "run", "sparse"), "sparse has other gates of dense/kernel closed than"),
+        (("wide", "run"), "wide exists already; choose the name of a new folder"),
+        (("mean", "run", "--kind=last"), "there is no checkpoint in .*last"),
+    ):
+        with pytest.raises(UserError, match=message):
+            average.main([a if a.startswith("-") else str(tmp_path / a) for a in arguments])
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "sparse", "wide"]
