@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prune_jax import command, runs, trees
+from prune_jax import command, runs, trees, workdir
 from prune_jax.errors import UserError
 
 
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     folder = runs.new_folder(args.out_dir)
     mean = networks(args.runs, args.kind)
-    with runs.writing(folder) as partial:
+    with workdir.write_folder(folder) as partial:
         runs.write(partial, mean)
         tokenizer = Path(args.runs[0]) / "tokenizer"
         if tokenizer.is_dir():

@@ -8,7 +8,7 @@ OUT_DIR gets config.json, the network as its best checkpoint, and the tokenizer,
 import argparse
 import sys
 
-from prune_jax import command, runs
+from prune_jax import command, runs, workdir
 from prune_jax.compress import artifact
 
 
@@ -20,7 +20,7 @@ def unpack(path, folder) -> None:
     """
     folder = runs.new_folder(folder)
     found = artifact.read(path)
-    with runs.writing(folder) as partial:
+    with workdir.write_folder(folder) as partial:
         runs.write(partial, runs.Network(found.config, found.params, found.gates))
         artifact.save_tokenizer(found.tokenizer, partial / "tokenizer", path)
 

@@ -16,7 +16,6 @@ import functools
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -122,7 +121,8 @@ def _fill_hf(run: Path, config_json: dict, tensors: dict[str, np.ndarray], folde
 
     config_json["pad_token_id"] = _write_tokenizer(run, folder, config_json["max_position_embeddings"])
     workdir_lib.write_json(folder / "config.json", config_json)
-    safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    # save_file would make a file that its owner alone may read
+    workdir_lib.write_bytes(folder / "model.safetensors", safetensors.numpy.save(tensors, metadata={"format": "pt"}))
     if "auto_map" in config_json:
         shutil.copyfile(_CODE, folder / _CODE.name)
     return config_json
@@ -160,23 +160,8 @@ def export(
     else:
         write = functools.partial(stablehlo.write, network, int8=int8, shrink=shrink, lengths=lengths)
         fill = functools.partial(_fill_stablehlo, run, write)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-            folder, old = Path(scratch) / "new", Path(scratch) / "old"
-            folder.mkdir()
-            written = fill(folder)
-            if target.exists():
-                os.rename(target, old)
-            try:
-                os.rename(folder, target)
-            except BaseException:
-                if old.exists():
-                    os.rename(old, target)
-                raise
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
-    return written
+    with workdir_lib.write_folder(target, replace=True) as folder:
+        return fill(folder)
 
 
 def _main(argv: list[str]) -> None:

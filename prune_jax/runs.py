@@ -2,9 +2,6 @@
 
 import contextlib
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,29 +56,6 @@ def new_folder(folder) -> Path:
     return folder
 
 
-@contextlib.contextmanager
-def writing(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder`, which takes its name when the block ends well and goes when it does not.
-
-    Args:
-      folder: what new_folder returned.
-    Raises:
-      UserError: it cannot be written.
-    """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-        try:
-            yield partial
-            partial.chmod(0o777 & ~_umask())
-            os.rename(partial, folder)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
-
-
 def write(folder: Path, network: Network) -> None:
     """Makes an existing folder that of a run that ended in this network, its best checkpoint."""
     from prune_jax import checkpoint
@@ -89,9 +63,3 @@ def write(folder: Path, network: Network) -> None:
     workdir_lib.write_json(folder / "config.json", config_lib.to_json(network.config))
     with contextlib.closing(checkpoint.Checkpoints(folder / "checkpoints")) as checkpoints:
         checkpoints.save_best(0, {"params": network.params, "gates": network.gates}, {})
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -12,8 +12,9 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from prune_jax import config as config_lib
@@ -73,6 +74,34 @@ def write_text(path, text: str) -> None:
 def write_json(path, obj) -> None:
     """Writes `obj` to `path` as JSON, whole or not at all. Non-finite floats become null, tuples and arrays lists."""
     write_text(path, json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def write_folder(folder, replace: bool = False) -> Iterator[Path]:
+    """An empty folder to fill, which becomes `folder` when the block ends well: whole or not at all.
+
+    Args:
+      replace: whether a folder that is there may go; without, only an empty one.
+    Raises:
+      UserError: it cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+            new, old = Path(scratch) / "new", Path(scratch) / "old"
+            new.mkdir()
+            yield new
+            if replace and folder.exists():
+                os.rename(folder, old)
+            try:
+                os.rename(new, folder)
+            except BaseException:
+                if old.exists():
+                    os.rename(old, folder)
+                raise
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
 def read_json(path):
