@@ -3,10 +3,13 @@
     python launch.py --config=configs/sws_tiny.py --config.data.dir=GLUE_FOLDER \\
         --config.model.init_from=RUN --config.model.init_checkpoint=last
 
-RUN is the folder of a tiny run that was pruned to 95 %. From a dense one the prior finds 95 % zeros too, but its
-component at 0 stays 0.011 wide, for a million weights outweigh the prior on its precision, and quantising destroys the
-network. A transformer's weights are smaller than a LeNet's (a standard deviation of 0.02 here): so are the range of the
-means and the widths. For other sparsities set config.sws.pi0.
+RUN is the folder of a tiny run that was pruned to 95 %. From a dense one add
+
+    --config.sws.pi0=0.95 --config.sws.zero_alpha=1e6 --config.sws.zero_beta=9 --config.train.epochs=4
+
+for a million weights outweigh the paper's prior on the precision of the component at zero, which then stays 0.011 wide,
+and quantising destroys the network. A transformer's weights are smaller than a LeNet's (a standard deviation of 0.02
+here): so are the range of the means and the widths. For other sparsities set config.sws.pi0.
 
 The rest is configs/tiny_from_scratch.py's.
 """
