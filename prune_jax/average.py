@@ -38,8 +38,9 @@ def networks(folders: Sequence, kind: str = "best") -> runs.Network:
             raise UserError(
                 f"{folder} and {folders[0]} have different networks: {name} is {found} in one and {wanted} in the other"
             )
+        gates = trees.by_name(other.gates)
         for name, gate in trees.by_name(first.gates).items():
-            if not np.array_equal(gate, trees.by_name(other.gates)[name]):
+            if not np.array_equal(gate, gates[name]):
                 raise UserError(
                     f"{folder} has other gates of {name} closed than {folders[0]}, so their mean would be less sparse "
                     "than they are; average networks that were retrained from one pruned run"

@@ -1,6 +1,5 @@
 """An artifact gives back the network bit for bit, and a damaged or forged one a message, in bounded time and memory."""
 
-import contextlib
 import json
 import os
 import resource
@@ -16,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import config_dict
 
-from prune_jax import checkpoint, command, data, decompress, evaluate, initial, models, runs, shrink, workdir
+from prune_jax import command, data, decompress, evaluate, initial, models, runs, shrink
 from prune_jax import config as config_lib
 from prune_jax.compress import __main__ as compress
 from prune_jax.compress import artifact, codec, quantise
@@ -283,9 +282,8 @@ def run_dir(tmp_path_factory):
                           variables["params"])  # fmt: skip
     gates = jax.tree.map(lambda gate: rng.random(gate.shape) < 0.25, variables["gates"])
     folder = tmp_path_factory.mktemp("run") / "run"
-    with contextlib.closing(checkpoint.Checkpoints(folder / "checkpoints")) as checkpoints:
-        checkpoints.save_best(7, {"params": params, "gates": gates}, {})
-    workdir.write_json(folder / "config.json", config_lib.to_json(config))
+    folder.mkdir()
+    runs.write(folder, runs.Network(config, params, gates))
     dataset.tokenizer.save(folder / "tokenizer")
     return folder
 

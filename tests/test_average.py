@@ -1,14 +1,11 @@
 """The mean of networks, leaf by leaf, and what cannot be averaged."""
 
-import contextlib
-
 import jax
 import numpy as np
 import pytest
 from ml_collections import config_dict
 
-from prune_jax import average, checkpoint, runs, workdir
-from prune_jax import config as config_lib
+from prune_jax import average, runs
 from prune_jax.errors import UserError
 
 
@@ -17,11 +14,9 @@ def make_run(folder, seed=0, columns=4, closed=3):
     kernel, bias = rng.normal(size=(3, columns)).astype(np.float32), rng.normal(size=columns).astype(np.float32)
     params = {"dense": {"kernel": kernel, "bias": bias}}
     gates = {"dense": {"kernel": (np.arange(3 * columns) >= closed).reshape(3, columns)}}
-    with contextlib.closing(checkpoint.Checkpoints(folder / "checkpoints")) as checkpoints:
-        checkpoints.save_best(7, {"params": params, "gates": gates}, {})
     config = config_dict.ConfigDict({"model": {"size": "tiny"}, "train": {"seed": seed}})
-    workdir.write_json(folder / "config.json", config_lib.to_json(config))
-    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer").mkdir(parents=True)
+    runs.write(folder, runs.Network(config, params, gates))
     (folder / "tokenizer" / "tokenizer.json").write_text(f'{{"seed": {seed}}}')
     return params
 

@@ -83,8 +83,8 @@ def _weights(figure, first, last, quantised, summary) -> None:
         column[1].set_xlabel("Weight")
     for axes in panels[1]:
         axes.set_ylim(50 / first["weights"].size, 150)  # from half a weight to all, so that the three compare
-        axes.locator_params(axis="x", nbins=5)  # a transformer's weights take long tick labels
     panels[0, 0].set_xlim(-limit, limit)
+    panels[0, 0].locator_params(axis="x", nbins=5)  # a transformer's weights take long tick labels
     panels[0, 0].set_ylabel("Share of the weights (%)")
     panels[1, 0].set_ylabel("Share of the weights (%, log scale)")
     figure.suptitle(f"The weights before and after: {run_label(summary)}", fontsize=13)
