@@ -102,7 +102,7 @@ def main():
                 config.model.init_checkpoint = "best" if args.init_from else "last"
                 config.pruning.start_epoch, config.pruning.sparsity_steps = 0, tuple(steps)
                 config.train.epochs = len(steps)
-                train.train_and_evaluate(config, folder)
+                network = train.train_and_evaluate(config, folder)["model_size"]
                 rows = report.read_metrics(folder)
                 metrics = {f"{level:g}": rows[i]["eval_metric"] for level, i in last_of.items()}
                 seconds = statistics.median(row["seconds"] for row in rows[1:]) / rows[0]["step"]
@@ -110,6 +110,7 @@ def main():
                 harness.report(
                     benchmark="credit",
                     task=config.data.task,
+                    network=network,
                     variant=name,
                     seed=seed,
                     dense=dense,

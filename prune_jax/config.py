@@ -371,8 +371,16 @@ def pretraining(config) -> config_dict.ConfigDict:
 
 
 def model_label(config) -> str:
-    """What to call the network of a resolved config: the size of a transformer, else its name."""
-    return config.model.size if keys.MODELS[config.model.name] == "text" else config.model.name
+    """What to call the network of a resolved config: its name, or, of a transformer, the size of its geometry.
+
+    A transformer of no such size, as many a checkpoint is, goes by layers and d_model: "6x384".
+    """
+    m = config.model
+    if keys.MODELS[m.name] != "text":
+        return m.name
+    geometry = (m.num_layers, m.d_model, m.num_heads, m.d_ff)
+    sizes = {size[: len(geometry)]: name for name, size in keys.SIZES.items()}
+    return sizes.get(geometry, f"{m.num_layers}x{m.d_model}")
 
 
 def completed(saved) -> config_dict.ConfigDict:

@@ -47,6 +47,16 @@ def test_quickstart_needs_no_network_and_reaches_its_last_step():
     assert found.data.source == "builtin" and notes == []
 
 
+@pytest.mark.parametrize("size", ["tiny", "small", "base", "large"])
+def test_a_network_goes_by_its_size_unless_its_geometry_is_another(size):
+    found, _ = resolved({"model.size": size})
+    assert config_lib.model_label(found) == size
+    other, _ = resolved({"model.size": size, "model.num_layers": 3})
+    assert config_lib.model_label(other) == f"3x{found.model.d_model}"
+    image, _ = resolved({"model.name": "tutorial", "data.task": "mnist", "data.source": "builtin"})
+    assert config_lib.model_label(image) == "tutorial"
+
+
 def test_defaults_of_the_design():
     found, _ = resolved()
     train, pruning = found.train, found.pruning

@@ -329,7 +329,7 @@ def test_a_config_follows_the_checkpoint_and_a_contradiction_names_both_values(s
     assert (model.num_layers, model.d_model, model.num_heads, model.d_ff) == (2, 16, 4, 24)
     assert (model.activation, model.layer_norm_eps, model.type_vocab_size) == ("relu", 1e-5, 2)
     assert (model.vocab_size, model.max_positions, model.layer_heads) == (40, 32, (4, 2))
-    assert found.data.tokenizer == str(tmp_path)
+    assert found.data.tokenizer == str(tmp_path) and config_lib.model_label(found) == "2x16"
     assert config_lib.resolve(found, {})[0] == found
     small_config.model.d_ff, small_config.model.activation = 48, "gelu"
     with pytest.raises(UserError) as error:
