@@ -137,21 +137,21 @@ def restore(archive_path: Path, to: Path) -> int:
         raise UserError(f"--to {str(to)!r} is not empty; name a new folder")
     try:
         with zipfile.ZipFile(archive_path) as archive:
-            infos = [info for info in archive.infolist() if info.filename.startswith(_TREE)]
+            wanted = {to / info.filename.removeprefix(_TREE): info for info in archive.infolist()
+                      if info.filename.startswith(_TREE) and not info.is_dir()}  # fmt: skip
             broken = archive.testzip()
             if broken or _README not in archive.namelist():
                 raise UserError(f"{archive_path} is not a sound snapshot ({broken or 'it has no ' + _README})")
-            for info in infos:
-                parts = Path(info.filename.removeprefix(_TREE)).parts
-                if ".." in parts or info.is_dir():
-                    continue
-                path = to.joinpath(*parts)
+            for path in wanted:
+                if not path.resolve().is_relative_to(to.resolve()):
+                    raise UserError(f"{archive_path} is not a sound snapshot (it would write {path}, outside {to})")
+            for path, info in wanted.items():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(archive.read(info))
                 path.chmod(stat.S_IMODE(info.external_attr >> 16) or 0o644)
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"cannot restore {archive_path} into {to}: {error}") from error
-    return len(infos)
+    return len(wanted)
 
 
 def _main(argv: list[str]) -> None:

@@ -81,6 +81,14 @@ def test_mistakes(root, tmp_path, capsys):
         other.writestr("x", "y")
     with pytest.raises(UserError, match="not a sound snapshot"):
         snapshot.restore(tmp_path / "other.zip", tmp_path / "new")
+    for outside in ("../stray", f"/{tmp_path}/stray"):
+        with zipfile.ZipFile(tmp_path / "leaving.zip", "w") as leaving:
+            leaving.writestr("README.md", "# Snapshot")
+            leaving.writestr("tree/sound", "x")
+            leaving.writestr(f"tree/{outside}", "x")
+        with pytest.raises(UserError, match="outside"):
+            snapshot.restore(tmp_path / "leaving.zip", tmp_path / "new")
+        assert not (tmp_path / "stray").exists()
     assert not (tmp_path / "new").exists()
     assert snapshot.main([]) == 2 and 'needs a message: -m "' in capsys.readouterr().err
     assert snapshot.main(["--restore", str(archive)]) == 2 and "--to DIR" in capsys.readouterr().err
