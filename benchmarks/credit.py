@@ -41,7 +41,11 @@ VARIANTS = {  # name: (method, scope, keys of the method's room)
     "layer_50": ("spt", "global", {"credit": "layer", "epsilon": 0.5}),
     "layer_30_4": ("spt", "global", {"credit": "layer", "epsilon": 0.3, "explorations": 4}),
     "layer_movement": ("spt", "global", {"credit": "layer", "epsilon": 0.3, "inside": "movement"}),
+    "group": ("spt", "global", {"credit": "group"}),  # of --structure=head+ffn or block:RxC, as the next two
+    "group_control_variate": ("spt", "global", {"credit": "group", "control_variate": True}),
+    "group_absolute": ("spt", "global", {"credit": "group", "control_variate": True, "absolute": True}),
 }
+_UNGROUPED = [name for name in VARIANTS if not name.startswith("group")]
 
 
 def config_for(args, seed: int):
@@ -74,7 +78,8 @@ def main():
     parser.add_argument("--dir", default="", help="MNIST's IDX files, or the GLUE folder with --init_from")
     parser.add_argument("--init_from", default="", help="a run or a checkpoint to start from on SST-2")
     parser.add_argument("--teacher", default="", help="distill.teacher of every variant")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--structure", help="pruning.structure; encoder with --init_from, unstructured without")
+    parser.add_argument("--variants", nargs="+", default=_UNGROUPED, choices=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--levels", nargs="+", type=float, default=[90, 97, 99], help="percent")
     parser.add_argument("--rise", nargs="*", type=float, default=[50, 75, 85, 90, 95, 97, 98, 99], help="percent")
@@ -97,6 +102,8 @@ def main():
             for name in args.variants:
                 config, folder = config_for(args, seed), Path(scratch) / f"{name}_{seed}"
                 config.pruning.method, config.pruning.scope, keys = VARIANTS[name]
+                if args.structure:
+                    config.pruning.structure = args.structure
                 config.get(config.pruning.method, {}).update(keys)
                 config.model.init_from, config.distill.teacher = start, args.teacher
                 config.model.init_checkpoint = "best" if args.init_from else "last"
@@ -114,6 +121,7 @@ def main():
                     variant=name,
                     seed=seed,
                     dense=dense,
+                    structure=config.pruning.structure,
                     teacher=bool(args.teacher),
                     examples=args.examples,
                     learning_rate=config.train.learning_rate,
