@@ -45,7 +45,7 @@ VARIANTS = {  # name: (method, scope, keys of the method's room)
     "group_control_variate": ("spt", "global", {"credit": "group", "control_variate": True}),
     "group_absolute": ("spt", "global", {"credit": "group", "control_variate": True, "absolute": True}),
 }
-_UNGROUPED = [name for name in VARIANTS if not name.startswith("group")]
+_UNGROUPED = [name for name, (_, _, keys) in VARIANTS.items() if keys.get("credit") != "group"]
 
 
 def config_for(args, seed: int):

@@ -2,12 +2,12 @@
 
     python -m benchmarks.first_closing --dir=GLUE_FOLDER --init_from=CHECKPOINT [--steps 160] [--shares 4 15 30]
 
-SST-2. Movement closes the weights whose sum of -w * dL/dw over the steps is lowest. Beside it: chance, magnitude, both
-of them backwards, the smallest sums whatever their sign, Adam's sum as the authors' code trains it (each step's
--w * dL/dw over its own running size), and each sum dealt out again among the weights of a kernel that have the same
-size, or the same input or output: what still costs as much is not the choice of the weights but that of their sizes,
-inputs or outputs. One JSON line with the dev accuracy and loss of each order at each share, in percent of each of the
-encoder's kernels.
+SST-2. Movement closes the weights whose sum of -w * dL/dw over the steps is lowest. Beside it: chance, magnitude,
+movement and magnitude backwards, the smallest sums whatever their sign, Adam's sum as the authors' code trains it (each
+step's -w * dL/dw over its own running size), and each sum dealt out again among the weights of a kernel that have the
+same size, or the same input or output: what still costs as much is not the choice of the weights but that of their
+sizes, inputs or outputs. One JSON line with the dev accuracy and loss of each order at each share, in percent of each
+of the encoder's kernels.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SAME_SIZE = 64  # neighbours in the order of |w| that share out their scores
 
 def both_sums() -> Method:
     """No pruning; the state holds the plain sum of -w * dL/dw of every weight, and Adam's."""
-    adam = optax.chain(optax.scale_by_adam(), optax.scale(-1e-2))
+    adam = optax.scale_by_adam()  # its rate changes no order
 
     def init(params, gates):
         zeros = jax.tree.map(lambda gate: jnp.zeros(gate.shape, jnp.float32), gates)
@@ -40,10 +40,10 @@ def both_sums() -> Method:
     def after_step(info, old):
         weights, grads = (gates_lib.kernels(tree, info.gates) for tree in (info.params_before, info.grads))
         slopes = jax.tree.map(jnp.multiply, weights, grads)
-        updates, optimizer = adam.update(slopes, old["optimizer"])
+        scaled, optimizer = adam.update(slopes, old["optimizer"])
         return {
             "sum": jax.tree.map(jnp.subtract, old["sum"], slopes),
-            "adam": optax.apply_updates(old["adam"], updates),
+            "adam": jax.tree.map(jnp.subtract, old["adam"], scaled),
             "optimizer": optimizer,
         }
 

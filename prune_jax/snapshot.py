@@ -142,8 +142,9 @@ def restore(archive_path: Path, to: Path) -> int:
             broken = archive.testzip()
             if broken or _README not in archive.namelist():
                 raise UserError(f"{archive_path} is not a sound snapshot ({broken or 'it has no ' + _README})")
+            root = to.resolve()
             for path in wanted:
-                if not path.resolve().is_relative_to(to.resolve()):
+                if not path.resolve().is_relative_to(root):
                     raise UserError(f"{archive_path} is not a sound snapshot (it would write {path}, outside {to})")
             for path, info in wanted.items():
                 path.parent.mkdir(parents=True, exist_ok=True)

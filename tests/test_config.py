@@ -53,6 +53,9 @@ def test_a_network_goes_by_its_size_unless_its_geometry_is_another(size):
     assert config_lib.model_label(found) == size
     other, _ = resolved({"model.size": size, "model.num_layers": 3})
     assert config_lib.model_label(other) == f"3x{found.model.d_model}"
+
+
+def test_an_image_network_goes_by_its_name():
     image, _ = resolved({"model.name": "tutorial", "data.task": "mnist", "data.source": "builtin"})
     assert config_lib.model_label(image) == "tutorial"
 
