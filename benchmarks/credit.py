@@ -56,7 +56,7 @@ def config_for(args, seed: int):
     config.data.dir, config.data.max_train_examples = args.dir, args.examples
     config.train.learning_rate = args.learning_rate or (5e-5 if args.init_from else 1e-3)
     if args.init_from:
-        config.data.source, config.data.max_len, config.data.buckets = "tsv", 64, (8, 16, 32, 64)
+        config.data.source, config.data.max_len, config.data.buckets = "tsv", 64, tuple(args.buckets)
         config.pruning.structure = "encoder"
         config.train.batch_size, config.movement.frequency = args.batch_size, 20  # an epoch is short here
     else:
@@ -86,6 +86,7 @@ def main():
     parser.add_argument("--hold", type=int, default=2, help="epochs")
     parser.add_argument("--examples", type=int, default=0, help="of the training set; 0: all")
     parser.add_argument("--batch_size", type=int, default=64, help="with --init_from")
+    parser.add_argument("--buckets", nargs="+", type=int, default=[8, 16, 32, 64], help="tokens, with --init_from")
     parser.add_argument("--learning_rate", type=float, default=0.0, help="0: 1e-3, or 5e-5 with --init_from")
     parser.add_argument("--dense_epochs", type=int, default=10, help="without --init_from")
     args = parser.parse_args()

@@ -205,6 +205,11 @@ def test_half_precision_is_read(tmp_path):
         ({"layer_heads": [4, 5]}, "layer_heads is [4, 5]; allowed: 2 whole numbers from 0 to 4, one a layer"),
         ({"pooler_width": 17}, "pooler_width is 17; allowed: a whole number from 0 to 16"),
         ({"hidden_size": "16"}, "hidden_size is '16'; allowed: a positive whole number"),
+        ({"architectures": "Bert"}, "architectures is 'Bert'; allowed: a list of names"),
+        ({"id2label": 2}, "id2label is 2; allowed: names by number"),
+        ({"num_labels": 2.5}, "num_labels is 2.5; allowed: a positive whole number"),
+        ({"pruned_heads": [[0]]}, "pruned_heads is [[0]]; allowed: a list of heads by the number of its layer"),
+        ({"pruned_heads": {"all": [0]}}, "pruned_heads is {'all': [0]}; allowed: a list of heads by the number"),
     ],
 )
 def test_another_architecture_is_told(changes, message, tmp_path):

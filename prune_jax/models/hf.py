@@ -48,6 +48,16 @@ _KEYS = {  # config.model's key: (config.json's key, BERT's own value, which a f
     "layer_norm_eps": ("layer_norm_eps", 1e-12),
 }
 
+_KINDS = {  # what else is read of config.json, where it is there: (what is allowed, whether a value is)
+    "architectures": ("a list of names", lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v)),
+    "id2label": ("names by number", lambda v: isinstance(v, dict)),
+    "num_labels": ("a positive whole number", lambda v: type(v) is int and v > 0),
+    "pruned_heads": (
+        "a list of heads by the number of its layer",
+        lambda v: isinstance(v, dict) and all(n.isdecimal() and isinstance(heads, list) for n, heads in v.items()),
+    ),
+}
+
 
 def tensor_name(path: Place) -> str:
     """The name that BertForSequenceClassification has for the leaf of params at `path`. Its kernels are transposed."""
@@ -145,6 +155,9 @@ def read_config(source: str) -> dict[str, Any]:
     ):
         if (value := raw.get(key)) not in (None, wanted):
             problems.append(f"{key} is {value!r}; allowed: {wanted!r}")
+    for key, (allowed, fits) in _KINDS.items():
+        if (value := raw.get(key)) is not None and not fits(value):
+            problems.append(f"{key} is {value!r}; allowed: {allowed}")
     found |= {"layer_heads": None, "layer_ffn": None, "pooler_width": raw.get("pooler_width")}
     if not problems:
         width, most = found["pooler_width"], found["d_model"]
@@ -217,7 +230,7 @@ def _head(raw: dict) -> tuple[str | None, int]:
     kind = raw.get("problem_type")
     if not architecture.endswith("BertForSequenceClassification") or kind == "multi_label_classification":
         return None, 0
-    labels = len(raw.get("id2label") or ()) or raw.get("num_labels", 2)
+    labels = len(raw.get("id2label") or ()) or raw.get("num_labels") or 2
     regression = kind == "regression" or (kind is None and labels == 1)  # as transformers decides
     return ("regressor" if regression else "classifier"), labels
 
