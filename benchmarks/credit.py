@@ -58,6 +58,7 @@ def config_for(args, seed: int):
     if args.init_from:
         config.data.source, config.data.max_len, config.data.buckets = "tsv", 64, tuple(args.buckets)
         config.pruning.structure = "encoder"
+        config.train.eval_batch_size = 32  # of a bucket, whose last batch is filled up
         config.train.batch_size, config.movement.frequency = args.batch_size, 20  # an epoch is short here
     else:
         config.model.name, config.data.source = "lenet_300_100", "auto"

@@ -48,7 +48,7 @@ def get_config() -> config_dict.ConfigDict:
     config.train = config_dict.ConfigDict()
     config.train.epochs = 25
     config.train.batch_size = 96
-    config.train.eval_batch_size = 256
+    config.train.eval_batch_size = 64  # each bucket's last batch is filled up to it
     config.train.learning_rate = 2e-5
     config.train.lr_schedule = "constant"  # constant | linear | cosine, after the warm-up
     config.train.warmup_fraction = 0.06  # of all steps
