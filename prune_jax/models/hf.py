@@ -131,7 +131,11 @@ def read_config(source: str) -> dict[str, Any]:
     Raises:
       UserError: it cannot be read, or is of another architecture, with a list of all that differs.
     """
-    raw = _raw_config(source)
+    return _geometry(source, _raw_config(source))
+
+
+def _geometry(source: str, raw: dict) -> dict[str, Any]:
+    """read_config of a config.json that is already read, `raw`."""
     kind = raw.get("model_type")
     if kind != "bert":
         raise _fail(source, [f"its model_type is {kind!r}; allowed: 'bert'"])
@@ -243,8 +247,13 @@ def load(source: str) -> Tree:
     Raises:
       UserError: it cannot be read, or its tensors are not those that its config.json describes, with a list.
     """
-    geometry = read_config(source)
-    head, labels = _head(_raw_config(source))
+    return _params(source, _raw_config(source))
+
+
+def _params(source: str, raw: dict) -> Tree:
+    """load of a checkpoint whose config.json is already read, `raw`: through the hub, each reading is a request."""
+    geometry = _geometry(source, raw)
+    head, labels = _head(raw)
     given = _tensors(source)
     geometry |= {name: geometry[name] or () for name in ("layer_heads", "layer_ffn")}
     model = Bert(BertConfig(**geometry, num_labels=max(labels, 1), regression=head == "regressor"))
@@ -298,7 +307,8 @@ def load_for(source: str, labels: tuple[str, ...]) -> tuple[Tree, str]:
     Args:
       labels: of the task, in the order of their ids; () for a regression, which has no order.
     """
-    params, theirs = load(source), _label_names(_raw_config(source))
+    raw = _raw_config(source)
+    params, theirs = _params(source, raw), _label_names(raw)
     ours = tuple(label.casefold() for label in labels)
     if not ours or not theirs or theirs == ours or "classifier" not in params:
         return params, ""
