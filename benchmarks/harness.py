@@ -72,7 +72,7 @@ class Training:
 
     def __init__(self, model, config, batch):
         method = methods.create(config)
-        optimizer = optim.create(0.01, 1.0, tuple(method.rates))
+        optimizer = optim.create(0.01, 1.0, tuple(method.rates), method.plain)
         init = jax.jit(lambda key: state.init_state(model, method, optimizer, key))
         self.state = init(jax.random.key(0))
         self.batch = batch

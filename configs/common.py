@@ -97,6 +97,7 @@ def get_config() -> config_dict.ConfigDict:
     config.movement = config_dict.ConfigDict()
     config.movement.frequency = placeholder(int)  # steps between updates of the gates
     config.movement.threshold = "hard"  # hard | soft
+    config.movement.regrow = False  # whether closed gates whose scores rise again reopen, as in the paper
     config.movement.tau = 0.1  # soft: a gate closes where sigmoid(score) is below
     config.movement.score_learning_rate = 1e-2  # soft
     config.movement.penalty = 1.0  # soft: weight of mean(sigmoid(score)) in the loss

@@ -1,4 +1,4 @@
-"""The optimizer: AdamW on the weights, Adam on what a method adds, each at a learning rate that enters as an array."""
+"""The optimizer: AdamW on weights, Adam or plain steps on what a method adds, at rates that enter as arrays."""
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +31,9 @@ def decayed(tree) -> dict:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding"), tree)
 
 
-def create(weight_decay: float, clip_norm: float, method_labels) -> optax.GradientTransformationExtraArgs:
-    """AdamW (Loshchilov and Hutter, arXiv:1711.05101) with clipping by global norm, and plain Adam for each label.
+def create(weight_decay: float, clip_norm: float, method_labels, plain=()) -> optax.GradientTransformationExtraArgs:
+    """AdamW (Loshchilov and Hutter, arXiv:1711.05101) with clipping by global norm; for each label Adam, or gradient
+    descent if it is in `plain`.
 
     init and update take {"params": weights, "method": {label: leaves}}; update also takes learning_rates, a dict of
     () float32 by label. clip_norm 0 turns clipping off.
@@ -42,7 +43,8 @@ def create(weight_decay: float, clip_norm: float, method_labels) -> optax.Gradie
     weights = optax.chain(*clip, optax.scale_by_adam(), *(decay if weight_decay else []), scale_by_rate(WEIGHTS))
     if not method_labels:
         return weights
-    others = {label: optax.chain(optax.scale_by_adam(), scale_by_rate(label)) for label in method_labels}
+    adam = {label: [] if label in plain else [optax.scale_by_adam()] for label in method_labels}
+    others = {label: optax.chain(*first, scale_by_rate(label)) for label, first in adam.items()}
     return optax.multi_transform({WEIGHTS: weights, **others}, labels)
 
 

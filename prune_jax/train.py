@@ -118,7 +118,8 @@ class _Loop:
         num_steps = config.train.epochs * self.steps_per_epoch
 
         model = models.create(config, dataset.task, config.model.vocab_size or dataset.vocab_size)
-        optimizer = optim.create(config.train.weight_decay, config.train.clip_norm, tuple(self.method.rates))
+        rates, plain = tuple(self.method.rates), self.method.plain
+        optimizer = optim.create(config.train.weight_decay, config.train.clip_norm, rates, plain)
         init = functools.partial(state_lib.init_state, model, self.method, optimizer)
         key = jax.random.key(config.train.seed)
         shapes = jax.eval_shape(init, key)
@@ -248,7 +249,7 @@ class _Loop:
         own, columns, lines = self.method.end_epoch(self.state.gates, self.state.method["state"])
         self.state = self.state.replace(method={**self.state.method, "state": own})
         sparsity_before, before = self.sparsity, None
-        if target > self.sparsity:
+        if target > self.sparsity or (self.method.regrows and target):
             before = self.evaluate(self.state.params, self.state.gates)["eval_metric"]
         self.prune(target, end_of_epoch=True)
         found = self.evaluate(self.state.params, self.state.gates)

@@ -25,7 +25,7 @@ def config(method="spt", **changes):
             inside="magnitude", control_variate=False, antithetic=False, candidates="uniform", absolute=False,
             chunk=None,
         ),
-        movement=Namespace(frequency=3, threshold="hard", tau=0.1, score_learning_rate=0.1, penalty=1.0),
+        movement=Namespace(frequency=3, threshold="hard", regrow=False, tau=0.1, score_learning_rate=0.1, penalty=1.0),
     )  # fmt: skip
     for dotted, value in changes.items():
         room, key = dotted.split("__")
@@ -367,7 +367,7 @@ def toy():
 
 def run_steps(method, steps, rate=1e-2):
     model, batch = toy()
-    optimizer = optim.create(0.0, 0.0, tuple(method.rates))
+    optimizer = optim.create(0.0, 0.0, tuple(method.rates), method.plain)
     state = state_lib.init_state(model, method, optimizer, KEY)
     step_fn = jax.jit(state_lib.make_train_step(model, method, optimizer))
     states = [state]
@@ -388,7 +388,7 @@ def test_movement_scores_equal_a_float64_reference():
         weights, grads = (gates_lib.kernels(t, state.gates) for t in (state.params, grads))
         product = jax.tree.map(lambda w, g: -np.asarray(w, np.float64) * np.asarray(g, np.float64), weights, grads)
         reference = product if reference is None else jax.tree.map(np.add, reference, product)
-    scores = states[-1].method["state"]["scores"]
+    scores = states[-1].method["trainable"]["scores"]
     for found, expected in zip(jax.tree.leaves(scores), jax.tree.leaves(reference), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-8)
         assert np.abs(expected).max() > 0
@@ -398,7 +398,7 @@ def test_movement_closes_the_lowest_scores_and_soft_stays_within_the_schedule():
     hard = movement.create(config("movement"))
     gates = {"a": {"kernel": jnp.ones((4, 5), bool)}}
     scores = {"a": {"kernel": jnp.arange(20.0).reshape(4, 5) - 10}}
-    new = hard.prune(KEY, {}, gates, {}, {"scores": scores}, 0.25, False)
+    new = hard.prune(KEY, {}, gates, {"scores": scores}, {}, 0.25, False)
     np.testing.assert_array_equal(np.flatnonzero(~np.asarray(new["a"]["kernel"])), range(5))
 
     soft = movement.create(config("movement", movement__threshold="soft", movement__tau=0.1))
@@ -427,6 +427,48 @@ def test_soft_movement_trains_its_scores_by_the_straight_through_gradient_at_the
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("threshold", ["hard", "soft"])
+def test_regrowing_movement_chooses_among_all_gates_anew(threshold):
+    method = movement.create(config("movement", movement__threshold=threshold, movement__regrow=True))
+    gates = {"a": {"kernel": jnp.arange(20).reshape(4, 5) >= 8}}
+    scores = {"a": {"kernel": 10 - jnp.arange(20.0).reshape(4, 5)}}  # sigmoid(S) < 0.1: the last seven
+    new = np.asarray(method.prune(KEY, {}, gates, {"scores": scores}, {}, 0.25, False)["a"]["kernel"])
+    np.testing.assert_array_equal(np.flatnonzero(~new), range(15, 20))
+    # The soft form's threshold asks for seven, and eight are closed: it never opens more than it closes.
+    new = np.asarray(method.prune(KEY, {}, gates, {"scores": scores}, {}, 0.9, False)["a"]["kernel"])
+    np.testing.assert_array_equal(np.flatnonzero(~new), range(2 if threshold == "hard" else 12, 20))
+
+
+@pytest.mark.parametrize("threshold", ["hard", "soft"])
+def test_regrowing_movement_trains_the_scores_of_closed_gates_and_not_their_weights(threshold):
+    cfg = config("movement", movement__threshold=threshold, movement__regrow=True, movement__penalty=0.0)
+    method = methods.create(cfg)
+    model, batch = toy()
+    optimizer = optim.create(0.0, 0.0, tuple(method.rates), method.plain)
+    before = state_lib.init_state(model, method, optimizer, KEY)
+    before = before.replace(
+        gates=gates_lib.close_lowest(before.gates, jax.tree.map(jnp.zeros_like, before.gates), 0.5, KEY)
+    )
+    step = jax.jit(state_lib.make_train_step(model, method, optimizer))
+    after, _ = step(before, batch, optim.rates(1e-2, 1.0, method.rates), {})
+    key = jax.random.fold_in(jax.random.fold_in(before.key, 0), before.step)
+    floats = jax.tree.map(lambda gate: gate.astype(jnp.float32), before.gates)
+    slopes = jax.grad(lambda gates: state_lib.batch_loss(model, before.params, gates, batch, key))(floats)
+    compared = 0
+    for gate, slope, s in zip(
+        *map(jax.tree.leaves, (before.gates, slopes, after.method["trainable"]["scores"])), strict=True
+    ):
+        clear = ~np.asarray(gate) & (np.abs(slope) > 1e-6)  # Adam's first step is rate * sign there
+        expected = -slope if threshold == "hard" else -0.1 * np.sign(slope)
+        np.testing.assert_allclose(np.asarray(s)[clear], np.asarray(expected)[clear], rtol=0.02)
+        compared += clear.sum()
+    assert compared > 20
+    kept, moved = (gates_lib.kernels(state.params, before.gates) for state in (before, after))
+    for gate, a, b in zip(*map(jax.tree.leaves, (before.gates, kept, moved)), strict=True):
+        np.testing.assert_array_equal(np.asarray(a)[~np.asarray(gate)], np.asarray(b)[~np.asarray(gate)])
+        assert np.any(np.asarray(a) != np.asarray(b))
+
+
 @pytest.mark.parametrize("method", ["magnitude", "movement", "spt"])
 def test_masks_never_reopen(method):
     rng = np.random.default_rng(0)
@@ -436,8 +478,8 @@ def test_masks_never_reopen(method):
     state, gates = states[-1], states[-1].gates
     for target in (0.1, 0.4, 0.3, 0.9):
         noise = {"scores": jax.tree.map(lambda g: jnp.asarray(rng.normal(size=g.shape), jnp.float32), gates)}
-        own = {**state.method["state"], **(noise if method != "magnitude" else {})}
-        new = built.prune(KEY, state.params, gates, {}, own, target, True)
+        own = {**state.method["state"], **(noise if method == "spt" else {})}
+        new = built.prune(KEY, state.params, gates, noise if method == "movement" else {}, own, target, True)
         for old, now in zip(*map(jax.tree.leaves, (gates, new)), strict=True):
             assert not (np.asarray(now) & ~np.asarray(old)).any()
         gates = new

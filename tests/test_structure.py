@@ -203,7 +203,7 @@ def test_every_method_closes_by_structure(method, structure):
     cfg.model.d_model, cfg.model.num_heads, cfg.model.d_ff = D, HEADS, FFN
     built = methods.create(config_lib.resolve(cfg, {})[0])
     params = jax.tree.map(lambda x: x, scores)
-    new = built.prune(KEY, params, gates, {}, {"scores": scores}, 0.5, True)
+    new = built.prune(KEY, params, gates, {"scores": scores}, {"scores": scores}, 0.5, True)
     if structure == "2:4":
         assert ((~np.asarray(new["layer_0"]["query"]["kernel"]).reshape(-1, 4, D)).sum(1) == 2).all()
     else:

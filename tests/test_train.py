@@ -146,13 +146,15 @@ def stop_at(monkeypatch, step, number):
         ("spt", 17, signal.SIGTERM),
         ("spt", 10, signal.SIGINT),
         ("movement", 34, signal.SIGINT),
+        ("regrowing movement", 23, signal.SIGTERM),
         ("spt", 40, signal.SIGTERM),
     ],
 )
 def test_a_stopped_run_resumes_to_the_numbers_of_an_undisturbed_one(
     method, step, number, small_config, tmp_path, monkeypatch
 ):
-    small_config.pruning.method = method
+    small_config.pruning.method = method.split()[-1]
+    small_config.movement.regrow = method.startswith("regrowing")
     small_config.spt.explorations = 2
     train.train_and_evaluate(small_config, tmp_path / "whole")
     with monkeypatch.context() as patch:
@@ -172,6 +174,26 @@ def test_a_stopped_run_resumes_to_the_numbers_of_an_undisturbed_one(
     for kind in ("last", "best"):
         assert_same_trees(saved_state(tmp_path / "whole", kind), saved_state(tmp_path / "parts", kind))
     assert not list(tmp_path.glob("*.zip"))
+
+
+def test_regrowing_movement_reopens_gates_at_every_target(small_config, tmp_path, monkeypatch):
+    reopened, original = [], train._Loop.prune
+
+    def prune(self, target, end_of_epoch):
+        old = self.state.gates
+        original(self, target, end_of_epoch)
+        pairs = zip(*map(jax.tree.leaves, (old, self.state.gates)), strict=True)
+        reopened.append(sum(int((~np.asarray(a) & np.asarray(b)).sum()) for a, b in pairs))
+
+    monkeypatch.setattr(train._Loop, "prune", prune)
+    small_config.pruning.method, small_config.movement.regrow, small_config.train.epochs = "movement", True, 5
+    train.train_and_evaluate(small_config, tmp_path / "run")
+    rows, targets = report.read_metrics(tmp_path / "run"), [0, 0.25, 0.5, 0.75, 0.75]
+    for row, target in zip(rows, targets, strict=True):
+        assert row["sparsity"] == pytest.approx(target, abs=1e-3)
+    assert sum(count > 0 for count in reopened) > len(reopened) / 2
+    assert rows[-1]["sparsity_before_pruning"] == rows[-1]["sparsity"]  # and yet the last epoch's end moved the mask
+    assert reopened[-1] > 0
 
 
 def test_a_finished_run_is_zipped_before_the_next(small_config, tmp_path):

@@ -69,7 +69,9 @@ class Method(NamedTuple):
       hyper: numbers that enter the step as arrays, so that changing one does not recompile. The run adds
         "num_examples", of its training split, and "num_steps", of the whole training.
       rates: the learning rate of each label of trainable leaves; the label "weights" is the network's own.
+      plain: the labels of rates whose leaves take plain gradient steps. Adam's are taken by the others.
       prune_every: steps between calls of prune inside an epoch; 0 prunes at epoch ends only.
+      regrows: whether prune may reopen gates. Masks of other methods only shrink.
       init: (params, gates) -> state, the method's own pytree of arrays.
       init_trainable: (params, gates) -> dict of label -> tree; leaves that the optimizer trains at rates[label].
       training_gates: (gates, trainable) -> the gates of the training forward pass.
@@ -89,7 +91,9 @@ class Method(NamedTuple):
 
     hyper: Mapping[str, float] = MappingProxyType({})
     rates: Mapping[str, float] = MappingProxyType({})
+    plain: tuple[str, ...] = ()
     prune_every: int = 0
+    regrows: bool = False
     init: Callable = _no_state
     init_trainable: Callable = _no_trainable
     training_gates: Callable = _same_gates
