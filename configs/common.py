@@ -97,9 +97,10 @@ def get_config() -> config_dict.ConfigDict:
     config.movement = config_dict.ConfigDict()
     config.movement.frequency = placeholder(int)  # steps between updates of the gates
     config.movement.threshold = "hard"  # hard | soft
+    config.movement.scores = "sum"  # sum | adam: how the hard form's are trained; the soft form's are by Adam
     config.movement.regrow = False  # whether closed gates whose scores rise again reopen, as in the paper
     config.movement.tau = 0.1  # soft: a gate closes where sigmoid(score) is below
-    config.movement.score_learning_rate = 1e-2  # soft
+    config.movement.score_learning_rate = 1e-2  # of Adam
     config.movement.penalty = 1.0  # soft: weight of mean(sigmoid(score)) in the loss
 
     config.sws = config_dict.ConfigDict()

@@ -105,6 +105,7 @@ CHOICES = {
     "spt.inside": ("magnitude", "movement"),
     "spt.candidates": ("uniform", "threshold"),
     "movement.threshold": ("hard", "soft"),
+    "movement.scores": ("sum", "adam"),
 }
 
 FOLDERS = {"tsv": "the GLUE folder", "idx": "the folder of MNIST's IDX files"}  # data.source: what data.dir is

@@ -208,6 +208,7 @@ def test_whole_numbers_and_lists_are_taken_where_floats_and_tuples_are_meant():
         ({"spt.chunk": 0}, ("1 to",)),
         ({"movement.frequency": 0}, ("at least 1",)),
         ({"movement.threshold": "fuzzy"}, ("hard, soft",)),
+        ({"movement.scores": "mean"}, ("sum, adam",)),
         ({"movement.tau": 0.0}, ("above 0 and below 1",)),
         ({"movement.score_learning_rate": -1e-2}, ("0 to",)),
         ({"movement.penalty": -1.0}, ("at least 0",)),

@@ -25,7 +25,9 @@ def config(method="spt", **changes):
             inside="magnitude", control_variate=False, antithetic=False, candidates="uniform", absolute=False,
             chunk=None,
         ),
-        movement=Namespace(frequency=3, threshold="hard", regrow=False, tau=0.1, score_learning_rate=0.1, penalty=1.0),
+        movement=Namespace(
+            frequency=3, threshold="hard", scores="sum", regrow=False, tau=0.1, score_learning_rate=0.1, penalty=1.0
+        ),
     )  # fmt: skip
     for dotted, value in changes.items():
         room, key = dotted.split("__")
@@ -439,9 +441,10 @@ def test_regrowing_movement_chooses_among_all_gates_anew(threshold):
     np.testing.assert_array_equal(np.flatnonzero(~new), range(2 if threshold == "hard" else 12, 20))
 
 
-@pytest.mark.parametrize("threshold", ["hard", "soft"])
-def test_regrowing_movement_trains_the_scores_of_closed_gates_and_not_their_weights(threshold):
-    cfg = config("movement", movement__threshold=threshold, movement__regrow=True, movement__penalty=0.0)
+@pytest.mark.parametrize(("threshold", "scores"), [("hard", "sum"), ("hard", "adam"), ("soft", "sum")])
+def test_regrowing_movement_trains_the_scores_of_closed_gates_and_not_their_weights(threshold, scores):
+    cfg = config("movement", movement__threshold=threshold, movement__scores=scores, movement__regrow=True)
+    cfg.movement.penalty = 0.0
     method = methods.create(cfg)
     model, batch = toy()
     optimizer = optim.create(0.0, 0.0, tuple(method.rates), method.plain)
@@ -459,7 +462,7 @@ def test_regrowing_movement_trains_the_scores_of_closed_gates_and_not_their_weig
         *map(jax.tree.leaves, (before.gates, slopes, after.method["trainable"]["scores"])), strict=True
     ):
         clear = ~np.asarray(gate) & (np.abs(slope) > 1e-6)  # Adam's first step is rate * sign there
-        expected = -slope if threshold == "hard" else -0.1 * np.sign(slope)
+        expected = -slope if (threshold, scores) == ("hard", "sum") else -0.1 * np.sign(slope)
         np.testing.assert_allclose(np.asarray(s)[clear], np.asarray(expected)[clear], rtol=0.02)
         compared += clear.sum()
     assert compared > 20

@@ -4,8 +4,8 @@ Every gate has a score S, trained under the straight-through gradient of the pap
 that S rises while gradient descent makes |w| grow. Gates are updated every `movement.frequency` steps, on a straight
 line between the targets of the last epoch and of this one, and at the epoch's end the target is met exactly. Two forms:
 
-hard: S takes plain gradient steps, S = -sum over steps of w * dL/dw, and the lowest scores close, in each kernel or
-  over all (pruning.scope).
+hard: the lowest scores close, in each kernel or over all (pruning.scope). S = -sum over steps of w * dL/dw, plain
+  gradient steps, or with `movement.scores=adam` what Adam makes of them, as in the authors' code.
 
 soft: S is trained by Adam at its own rate, with the penalty lambda * mean(sigmoid(S)) (the paper's L_mvp), and a gate
   closes when sigmoid(S) < tau. One threshold holds for the whole network, so a layer's share is learned and
@@ -30,6 +30,7 @@ from prune_jax.methods.base import Method
 def create(config) -> Method:
     cfg, scope, closer = config.movement, config.pruning.scope, groups.create(config)
     soft = cfg.threshold == "soft"
+    sums = not soft and cfg.scores == "sum"
     tau_score = math.log(cfg.tau / (1 - cfg.tau))  # sigmoid(S) < tau where S < logit(tau)
 
     def init_trainable(params, gates):
@@ -60,8 +61,8 @@ def create(config) -> Method:
         return closer.close(chosen_from, scores, target, key, "global" if soft else scope)
 
     method = Method(
-        rates={"scores": cfg.score_learning_rate if soft else 1.0},  # the order is all that the hard form takes
-        plain=() if soft else ("scores",),
+        rates={"scores": 1.0 if sums else cfg.score_learning_rate},
+        plain=("scores",) if sums else (),
         prune_every=cfg.frequency,
         regrows=cfg.regrow,
         init_trainable=init_trainable,
