@@ -131,6 +131,7 @@ def main():
                     structure=config.pruning.structure,
                     teacher=bool(args.teacher),
                     examples=args.examples,
+                    batch_size=config.train.batch_size,
                     learning_rate=config.train.learning_rate,
                     metrics=metrics,
                     step_ms=round(1000 * seconds, 2),
