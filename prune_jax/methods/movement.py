@@ -54,7 +54,7 @@ def create(config) -> Method:
     def prune(key, params, gates, trainable, state, target, end_of_epoch):
         scores, chosen_from = trainable["scores"], gates
         if cfg.regrow:
-            chosen_from = jax.tree.map(jnp.ones_like, gates)
+            chosen_from = jax.tree.map(lambda gate: jnp.ones_like(gate, device=gate.sharding), gates)
         if soft and not end_of_epoch:
             closed, below = closer.below(gates, scores, -math.inf), closer.below(chosen_from, scores, tau_score)
             target = min(target, max(closed, below))
