@@ -5,7 +5,8 @@ that S rises while gradient descent makes |w| grow. Gates are updated every `mov
 line between the targets of the last epoch and of this one, and at the epoch's end the target is met exactly. Two forms:
 
 hard: the lowest scores close, in each kernel or over all (pruning.scope). S = -sum over steps of w * dL/dw, plain
-  gradient steps, or with `movement.scores=adam` what Adam makes of them, as in the authors' code.
+  gradient steps that follow train.lr_schedule, or with `movement.scores=adam` what Adam makes of them, as in the
+  authors' code.
 
 soft: S is trained by Adam at its own rate, with the penalty lambda * mean(sigmoid(S)) (the paper's L_mvp), and a gate
   closes when sigmoid(S) < tau. One threshold holds for the whole network, so a layer's share is learned and
