@@ -184,27 +184,31 @@ def test_a_browser_shows_the_numbers_of_summary_csv(runs, tmp_path, width):
     out = tmp_path / "out"
     compare.write(runs, out)
     probe = (  # runs after the page's own script: overflow of the page, errors, and a look at the first curve
-        "<script>onerror=e=>document.body.dataset.error=e;setTimeout(()=>{"
-        "const s=document.querySelector('#metric0 svg'),b=s.getBoundingClientRect();"
+        "<script>onerror=e=>{document.body.dataset.error=e;document.body.dataset.done=1};"
+        "addEventListener('load',()=>{const wait=setInterval(()=>{"
+        "const s=document.querySelector('#metric0 svg');if(!s)return;clearInterval(wait);"
+        "const b=s.getBoundingClientRect();"
         "s.dispatchEvent(new PointerEvent('pointermove',{clientX:b.right}));"
         "document.body.dataset.overflow=document.documentElement.scrollWidth-innerWidth;"
         "document.body.dataset.width=innerWidth;"
         "document.body.dataset.readout=document.querySelector('#metric0 .readout').textContent;"
         "document.querySelectorAll('#metric0 button')[1].click();"
-        "document.body.dataset.lines=document.querySelectorAll('#metric0 polyline').length;},300)</script>"
+        "document.body.dataset.lines=document.querySelectorAll('#metric0 polyline').length;"
+        "document.body.dataset.done=1;},50)})</script>"
     )
     inner = (out / "report.html").read_text().replace("</head>", probe + "</head>")
     # In a frame: no window of Chromium is as narrow as a phone.
     shown = out / "framed.html"
     shown.write_text(
         f'<body><iframe style="width:{width}px;height:900px;border:0" srcdoc="{html.escape(inner)}"></iframe>'
-        "<script>setTimeout(()=>{document.body.textContent="
-        "document.querySelector('iframe').contentDocument.documentElement.outerHTML},1500)</script></body>"
+        "<script>const wait=setInterval(()=>{"  # however slow the machine: until the probe has seen what it looks for
+        "const page=document.querySelector('iframe').contentDocument;if(!page?.body?.dataset.done)return;"
+        "clearInterval(wait);document.body.textContent=page.documentElement.outerHTML},50)</script></body>"
     )
     command = [
         BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
         "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
-        "--window-size=1500,1000", "--virtual-time-budget=3000", "--dump-dom", shown.as_uri(),
+        "--window-size=1500,1000", "--virtual-time-budget=20000", "--dump-dom", shown.as_uri(),
     ]  # fmt: skip
     dom = html.unescape(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
     body = re.search(r"<body data[^>]*>", dom)[0]
