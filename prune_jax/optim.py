@@ -43,8 +43,10 @@ def create(weight_decay: float, clip_norm: float, method_labels, plain=()) -> op
     weights = optax.chain(*clip, optax.scale_by_adam(), *(decay if weight_decay else []), scale_by_rate(WEIGHTS))
     if not method_labels:
         return weights
-    adam = {label: [] if label in plain else [optax.scale_by_adam()] for label in method_labels}
-    others = {label: optax.chain(*first, scale_by_rate(label)) for label, first in adam.items()}
+    others = {
+        label: optax.chain(*([] if label in plain else [optax.scale_by_adam()]), scale_by_rate(label))
+        for label in method_labels
+    }
     return optax.multi_transform({WEIGHTS: weights, **others}, labels)
 
 

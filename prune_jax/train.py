@@ -113,14 +113,13 @@ class _Loop:
         self.config, self.dataset, self.workdir, self.console = config, dataset, workdir, console
         self.replicated, self.rows = replicated, _ = shardings
         self.schedule = schedules.sparsity_schedule(config)
-        self.method = methods.create(config)
+        self.method = method = methods.create(config)
         self.steps_per_epoch = batching.num_train_batches(dataset.train, config.train.batch_size)
         num_steps = config.train.epochs * self.steps_per_epoch
 
         model = models.create(config, dataset.task, config.model.vocab_size or dataset.vocab_size)
-        rates, plain = tuple(self.method.rates), self.method.plain
-        optimizer = optim.create(config.train.weight_decay, config.train.clip_norm, rates, plain)
-        init = functools.partial(state_lib.init_state, model, self.method, optimizer)
+        optimizer = optim.create(config.train.weight_decay, config.train.clip_norm, tuple(method.rates), method.plain)
+        init = functools.partial(state_lib.init_state, model, method, optimizer)
         key = jax.random.key(config.train.seed)
         shapes = jax.eval_shape(init, key)
         for line in _describe(config, dataset, self.schedule, self.steps_per_epoch):

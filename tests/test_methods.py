@@ -367,10 +367,12 @@ def toy():
     return Bert(cfg), jax.device_put(batch)
 
 
-def run_steps(method, steps, rate=1e-2):
+def run_steps(method, steps, rate=1e-2, closed=0.0):
     model, batch = toy()
     optimizer = optim.create(0.0, 0.0, tuple(method.rates), method.plain)
     state = state_lib.init_state(model, method, optimizer, KEY)
+    no_scores = jax.tree.map(jnp.zeros_like, state.gates)
+    state = state.replace(gates=gates_lib.close_lowest(state.gates, no_scores, closed, KEY))
     step_fn = jax.jit(state_lib.make_train_step(model, method, optimizer))
     states = [state]
     for _ in range(steps):
@@ -445,15 +447,7 @@ def test_regrowing_movement_chooses_among_all_gates_anew(threshold):
 def test_regrowing_movement_trains_the_scores_of_closed_gates_and_not_their_weights(threshold, scores):
     cfg = config("movement", movement__threshold=threshold, movement__scores=scores, movement__regrow=True)
     cfg.movement.penalty = 0.0
-    method = methods.create(cfg)
-    model, batch = toy()
-    optimizer = optim.create(0.0, 0.0, tuple(method.rates), method.plain)
-    before = state_lib.init_state(model, method, optimizer, KEY)
-    before = before.replace(
-        gates=gates_lib.close_lowest(before.gates, jax.tree.map(jnp.zeros_like, before.gates), 0.5, KEY)
-    )
-    step = jax.jit(state_lib.make_train_step(model, method, optimizer))
-    after, _ = step(before, batch, optim.rates(1e-2, 1.0, method.rates), {})
+    model, batch, (before, after) = run_steps(methods.create(cfg), 1, closed=0.5)
     key = jax.random.fold_in(jax.random.fold_in(before.key, 0), before.step)
     floats = jax.tree.map(lambda gate: gate.astype(jnp.float32), before.gates)
     slopes = jax.grad(lambda gates: state_lib.batch_loss(model, before.params, gates, batch, key))(floats)
@@ -481,8 +475,8 @@ def test_masks_never_reopen(method):
     state, gates = states[-1], states[-1].gates
     for target in (0.1, 0.4, 0.3, 0.9):
         noise = {"scores": jax.tree.map(lambda g: jnp.asarray(rng.normal(size=g.shape), jnp.float32), gates)}
-        own = {**state.method["state"], **(noise if method == "spt" else {})}
-        new = built.prune(KEY, state.params, gates, noise if method == "movement" else {}, own, target, True)
+        own = {**state.method["state"], **noise}  # spt's scores; movement's are trainable leaves
+        new = built.prune(KEY, state.params, gates, noise, own, target, True)
         for old, now in zip(*map(jax.tree.leaves, (gates, new)), strict=True):
             assert not (np.asarray(now) & ~np.asarray(old)).any()
         gates = new

@@ -37,28 +37,27 @@ def create(config) -> Method:
     def init_trainable(params, gates):
         return {"scores": jax.tree.map(lambda gate: jnp.zeros(gate.shape, jnp.float32), gates)}
 
+    def felt(gate, x):
+        """What of x, a function of the scores, trains them: all of it, or that of open gates."""
+        return x if cfg.regrow else gate * x
+
     def training_gates(gates, trainable):
         # The value is the gate's; the gradient with respect to it passes straight through to its score.
-        def through(gate, s):
-            nothing = s - jax.lax.stop_gradient(s)
-            return gate + nothing if cfg.regrow else gate * (1 + nothing)
-
-        return jax.tree.map(through, gates, trainable["scores"])
+        return jax.tree.map(lambda gate, s: gate + felt(gate, s - jax.lax.stop_gradient(s)), gates, trainable["scores"])
 
     def penalty(params, gates, trainable, step, hyper):
-        def kept(gate, s):
-            return jnp.sum(jax.nn.sigmoid(s) if cfg.regrow else gate * jax.nn.sigmoid(s))
-
-        total = sum(jax.tree.leaves(jax.tree.map(kept, gates, trainable["scores"])))
-        return cfg.penalty * total / gates_lib.count(gates)
+        kept = jax.tree.map(lambda gate, s: jnp.sum(felt(gate, jax.nn.sigmoid(s))), gates, trainable["scores"])
+        return cfg.penalty * sum(jax.tree.leaves(kept)) / gates_lib.count(gates)
 
     def prune(key, params, gates, trainable, state, target, end_of_epoch):
         scores, chosen_from = trainable["scores"], gates
         if cfg.regrow:
             chosen_from = jax.tree.map(lambda gate: jnp.ones_like(gate, device=gate.sharding), gates)
         if soft and not end_of_epoch:
-            closed, below = closer.below(gates, scores, -math.inf), closer.below(chosen_from, scores, tau_score)
-            target = min(target, max(closed, below))
+            reached = closer.below(chosen_from, scores, tau_score)
+            if cfg.regrow:  # masks that only shrink cannot fall behind what is closed
+                reached = max(reached, closer.below(gates, scores, -math.inf))
+            target = min(target, reached)
         return closer.close(chosen_from, scores, target, key, "global" if soft else scope)
 
     method = Method(
