@@ -2,12 +2,18 @@
 
     python -m benchmarks.credit [--dir=MNIST_FOLDER] [--variants literal layer_30 ...] [--seeds 0 1 2]
     python -m benchmarks.credit --dir=GLUE_FOLDER --init_from=CHECKPOINT --examples=5120 [--teacher=DENSE_RUN]
+    python -m benchmarks.credit --dir=MNIST_FOLDER --ablate=exploration [--variants control_variate_absolute ...]
 
 LeNet-300-100 on MNIST, or on scikit-learn's digits without --dir: one dense network a seed, from which every variant
 starts. With --init_from, that run's or checkpoint's network on SST-2. Sparsity rises step by step, one an epoch, and
 every level of --levels is held for --hold more epochs. One JSON line a variant and seed: the test or dev metric at the
 end of each level, and the seconds of a training step beside those of magnitude. The last lines are the means over the
 seeds.
+
+--ablate leaves one part out of SPT's closing order, while the training step stays as it is: `exploration`, what passes
+found (without it, credit=layer has one curvature for all layers, and scores without a first-order part close at
+random), or `first_order`, the average of each unit's own first-order effect. A variant's worth belongs to exploration
+where the variant loses it without exploration.
 """
 
 import argparse
@@ -16,9 +22,14 @@ import statistics
 import tempfile
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+
 from benchmarks import harness
 from configs import common
-from prune_jax import report, train
+from prune_jax import methods, report
+from prune_jax.pruning.method import Method, Pruned, PruneInfo
+from prune_jax.run import train
 
 VARIANTS = {  # name: (method, scope, keys of the method's room)
     "random": ("spt", "local", {"epsilon": 1e-9}),  # draws no gate: every score is 0, and ties close at random
@@ -40,6 +51,8 @@ VARIANTS = {  # name: (method, scope, keys of the method's room)
     "absolute": ("spt", "local", {"absolute": True}),
     "control_variate": ("spt", "global", {"control_variate": True}),
     "control_variate_absolute": ("spt", "global", {"control_variate": True, "absolute": True}),
+    "sensitivity": ("sensitivity", "global", {}),  # the first-order part of the former, by itself
+    "platon": ("platon", "global", {}),
     "layer_1": ("spt", "global", {"credit": "layer", "epsilon": 0.01}),
     "layer_10": ("spt", "global", {"credit": "layer", "epsilon": 0.1}),
     "layer_30": ("spt", "global", {"credit": "layer", "epsilon": 0.3}),
@@ -50,7 +63,29 @@ VARIANTS = {  # name: (method, scope, keys of the method's room)
     "group_control_variate": ("spt", "global", {"credit": "group", "control_variate": True}),
     "group_absolute": ("spt", "global", {"credit": "group", "control_variate": True, "absolute": True}),
 }
+_ABLATIONS = {  # part: the arrays of SPT's state that hold it
+    "exploration": ("scores", "importance"),
+    "first_order": ("first_order",),
+}
 _UNGROUPED = [name for name, (_, _, keys) in VARIANTS.items() if keys.get("credit") != "group"]
+
+
+def ablatable(part: str) -> list[str]:
+    """The variants that have this part."""
+    explore = [name for name, (method, _, _) in VARIANTS.items() if method == "spt"]
+    return [name for name in explore if part == "exploration" or VARIANTS[name][2].get("control_variate")]
+
+
+def ablated(method: Method, part: str) -> Method:
+    """SPT whose closing order lacks one of its parts, "exploration" or "first_order"."""
+
+    def prune(info: PruneInfo) -> Pruned:
+        left_out = {
+            name: jax.tree.map(jnp.zeros_like, info.state[name]) for name in _ABLATIONS[part] if name in info.state
+        }
+        return method.prune(info._replace(state={**info.state, **left_out}))
+
+    return method._replace(prune=prune)
 
 
 def config_for(args, seed: int):
@@ -85,7 +120,8 @@ def main():
     parser.add_argument("--init_from", default="", help="a run or a checkpoint to start from on SST-2")
     parser.add_argument("--teacher", default="", help="distill.teacher of every variant")
     parser.add_argument("--structure", help="pruning.structure; encoder with --init_from, unstructured without")
-    parser.add_argument("--variants", nargs="+", default=_UNGROUPED, choices=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), help="all but groups, or all of --ablate")
+    parser.add_argument("--ablate", choices=list(_ABLATIONS), help="what to leave out of SPT's closing order")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--levels", nargs="+", type=float, default=[90, 97, 99], help="percent")
     parser.add_argument("--rise", nargs="*", type=float, default=[50, 75, 85, 90, 95, 97, 98, 99], help="percent")
@@ -96,6 +132,16 @@ def main():
     parser.add_argument("--learning_rate", type=float, default=0.0, help="0: 1e-3, or 5e-5 with --init_from")
     parser.add_argument("--dense_epochs", type=int, default=10, help="without --init_from")
     args = parser.parse_args()
+    ungrouped = _UNGROUPED if args.ablate is None else [n for n in ablatable(args.ablate) if n in _UNGROUPED]
+    args.variants = args.variants or ungrouped
+    for name in args.variants:
+        if args.ablate and name not in ablatable(args.ablate):
+            parser.error(f"--ablate={args.ablate}: {name} has none; allowed: {', '.join(ablatable(args.ablate))}")
+
+    def method_of(config) -> Method:
+        method = methods.from_config(config)
+        return ablated(method, args.ablate) if args.ablate else method
+
     steps = sparsity_steps(args.rise, args.levels, args.hold)
     last_of = {level: max(i for i, step in enumerate(steps) if step == level) for level in args.levels}
     found = {name: [] for name in args.variants}
@@ -116,16 +162,18 @@ def main():
                 config.model.init_checkpoint = "best" if args.init_from else "last"
                 config.pruning.start_epoch, config.pruning.sparsity_steps = 0, tuple(steps)
                 config.train.epochs = len(steps)
-                network = train.train_and_evaluate(config, folder)["model_size"]
+                network = train.train_and_evaluate(config, folder, method_of)["model_size"]
                 rows = report.read_metrics(folder)
                 metrics = {f"{level:g}": rows[i]["eval_metric"] for level, i in last_of.items()}
-                seconds = statistics.median(row["seconds"] for row in rows[1:]) / rows[0]["step"]
+                timed = rows[1:] or rows  # the first epoch compiles
+                seconds = statistics.median(row["seconds"] for row in timed) / rows[0]["step"]
                 found[name].append({**metrics, "step_ms": 1000 * seconds})
                 harness.report(
                     benchmark="credit",
                     task=config.data.task,
                     network=network,
                     variant=name,
+                    ablate=args.ablate,
                     seed=seed,
                     dense=dense,
                     structure=config.pruning.structure,

@@ -21,10 +21,11 @@ import optax
 
 from benchmarks import credit, harness
 from prune_jax import config as config_lib
-from prune_jax import data, evaluate, groups, initial, models, optim, state
-from prune_jax import gates as gates_lib
+from prune_jax import models
 from prune_jax.data import batching
-from prune_jax.methods.base import Method
+from prune_jax.pruning import gates as gates_lib
+from prune_jax.pruning.method import Method
+from prune_jax.run import evaluate, initial, inputs, optim, state
 
 SAME_SIZE = 64  # neighbours in the order of |w| that share out their scores
 
@@ -33,7 +34,7 @@ def both_sums() -> Method:
     """No pruning; the state holds the plain sum of -w * dL/dw of every weight, and Adam's."""
     adam = optax.scale_by_adam()  # its rate changes no order
 
-    def init(params, gates):
+    def init(params, gates, plan):
         zeros = jax.tree.map(lambda gate: jnp.zeros(gate.shape, jnp.float32), gates)
         return {"sum": zeros, "adam": zeros, "optimizer": adam.init(zeros)}
 
@@ -47,7 +48,7 @@ def both_sums() -> Method:
             "optimizer": optimizer,
         }
 
-    return Method(init=init, after_step=after_step)
+    return Method("both_sums", scheduled=False, init=init, after_step=after_step)
 
 
 def dealt(scores, weights, among: str, rng):
@@ -90,20 +91,22 @@ def main():
     parser.add_argument("--shares", nargs="+", type=float, default=[4, 15, 30], help="percent")
     parser.add_argument("--examples", type=int, default=5120, help="of the training set; 0: all")
     parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--buckets", nargs="+", type=int, default=[8, 16, 32, 64], help="tokens")
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     config = credit.config_for(args, args.seed)
     config.model.init_from, config.pruning.method = args.init_from, "baseline"
-    config, _ = config_lib.resolve(config, {})
-    dataset = data.load(config)
+    config, _ = inputs.resolve(config, {})
+    dataset = inputs.load_data(config)
     model = models.create(config, dataset.task, config.model.vocab_size)
     method, optimizer = both_sums(), optim.create(config.train.weight_decay, config.train.clip_norm, ())
-    now = jax.jit(functools.partial(state.init_state, model, method, optimizer))(jax.random.key(args.seed))
-    (params, gates), _ = initial.network(args.init_from, "best", now.params, now.gates, dataset.task.labels)
+    plan = harness.make_plan(model, config.pruning.structure)
+    now = jax.jit(functools.partial(state.init_state, model, method, optimizer, plan))(jax.random.key(args.seed))
+    params, gates = initial.start(args.init_from, "best", model, dataset.task.labels).into(now.params, now.gates)
     now = now.replace(params=jax.device_put(params), gates=jax.device_put(gates))
-    step = jax.jit(state.make_train_step(model, method, optimizer), donate_argnums=0)
-    rates = optim.rates(args.learning_rate, 1.0, {})
+    step = jax.jit(state.make_train_step(model, method, optimizer, plan), donate_argnums=0)
+    rates = harness.rates(args.learning_rate, method)
 
     def batches(epoch):
         return batching.train_batches(dataset.train, args.batch_size, dataset.buckets, args.seed, epoch)
@@ -111,7 +114,7 @@ def main():
     for batch in itertools.islice(itertools.chain.from_iterable(map(batches, itertools.count())), args.steps):
         now, _ = step(now, batch, rates, {})
 
-    eval_step, closer = jax.jit(state.make_eval_step(model)), groups.create(config)
+    eval_step, close = jax.jit(state.make_eval_step(model)), jax.jit(plan.close)
 
     def measured(gates):
         columns = evaluate.dataset_columns(
@@ -121,7 +124,7 @@ def main():
 
     found = {"dense": measured(now.gates)}
     for name, scores in orders(gates_lib.kernels(now.params, now.gates), now.method["state"], args.seed).items():
-        closed = {s: closer.close(now.gates, scores, s / 100, jax.random.key(args.seed), "local") for s in args.shares}
+        closed = {s: close(now.gates, scores, s / 100, jax.random.key(args.seed)) for s in args.shares}
         found[name] = {f"{share:g}": measured(gates) for share, gates in closed.items()}
     harness.report(
         benchmark="first_closing",

@@ -21,34 +21,33 @@ import torch
 import transformers
 
 from benchmarks import harness
-from configs import common
-from prune_jax import config as config_lib
-from prune_jax import export, groups, runs, shrink, workdir
+from prune_jax import files
+from prune_jax.export import checkpoint, shrunk_bert
 from prune_jax.models import Bert, BertConfig
-from prune_jax.structure import parse
+from prune_jax.pruning.merge import merge
 
 GEOMETRY = "6x384"
 
 
-def close_at_random(gates, share: float):
+def close_at_random(model, gates, share: float):
     """The gates with round(share * units) heads and columns closed in every layer."""
-    layers, d_model, heads, d_ff = harness.GEOMETRIES[GEOMETRY]
+    layers, _, heads, d_ff = harness.GEOMETRIES[GEOMETRY]
     rng = np.random.default_rng(0)
 
     def some_open(count):
         return rng.permutation(count) >= round(share * count)
 
     opened = {f"layer_{i}": {"heads": some_open(heads), "ffn": some_open(d_ff)} for i in range(layers)}
-    return groups.close_groups(parse("head+ffn"), gates, opened, d_model // heads)
+    return harness.make_plan(model, "head+ffn").units.spread(gates, opened)
 
 
-def torch_model(network: runs.Network, shrunk: bool):
+def torch_model(params, gates, cfg: BertConfig, shrunk: bool):
     """The network as transformers loads it from an export."""
     with tempfile.TemporaryDirectory() as folder:
-        config_json, tensors = export.checkpoint(network, shrunk)
-        workdir.write_json(Path(folder) / "config.json", config_json)
+        config_json, tensors, _ = checkpoint.describe(params, gates, cfg, ("negative", "positive"), shrunk)
+        files.write_json(Path(folder) / "config.json", config_json)
         safetensors.numpy.save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
-        code = Path(export.__file__).parent / "models" / "modeling_shrunk_bert.py"
+        code = Path(checkpoint.__file__).parent / "modeling_shrunk_bert.py"
         (Path(folder) / code.name).write_text(code.read_text())
         load = transformers.AutoModelForSequenceClassification.from_pretrained
         return load(folder, trust_remote_code=True).eval()
@@ -61,17 +60,13 @@ def main():
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
     args = parser.parse_args()
     layers, d_model, heads, d_ff = harness.GEOMETRIES[GEOMETRY]
-    config = common.get_config()
-    config.data.source, config.data.task = "builtin", "single"
-    config.model.update({"num_layers": layers, "d_model": d_model, "num_heads": heads, "d_ff": d_ff})
-    config, _ = config_lib.resolve(config, {})
     model = harness.make_model(GEOMETRY)
     variables = jax.jit(model.init)(jax.random.key(0), *model.example_inputs())
     params, opened = jax.device_get((variables["params"], variables["gates"]))
     for share in args.shares:
-        gates = jax.device_get(close_at_random(opened, share))
-        merged = shrink.merge(params, gates)
-        small, sizes = shrink.shrink(merged, d_model // heads)
+        gates = jax.device_get(close_at_random(model, opened, share))
+        merged = merge(params, gates)
+        small, sizes, _ = shrunk_bert.shrink(model, merged)
         small_model = Bert(BertConfig(harness.VOCABULARY, layers, d_model, heads, d_ff, **sizes))
         networks = {
             "dense": (model, {"params": params}),
@@ -80,9 +75,9 @@ def main():
             "shrunk": (small_model, {"params": small}),
         }
         theirs = {
-            "torch_dense": torch_model(runs.Network(config, params, opened), False),
-            "torch_merged": torch_model(runs.Network(config, params, gates), False),
-            "torch_shrunk": torch_model(runs.Network(config, params, gates), True),
+            "torch_dense": torch_model(params, opened, model.cfg, False),
+            "torch_merged": torch_model(params, gates, model.cfg, False),
+            "torch_shrunk": torch_model(params, gates, model.cfg, True),
         }
 
         def encoder(tree):

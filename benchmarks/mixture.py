@@ -3,7 +3,7 @@
     python -m benchmarks.mixture
 
 `naive` is jax.grad of a logsumexp over all J x n log-densities; `scan` is the same form in chunks, each rematerialised;
-`ours` is prune_jax.mixture.nll. `temporary_mib` is what XLA reserves for a step besides its arguments and results.
+`ours` is prune_jax.methods.mixture.nll. `temporary_mib` is what XLA reserves for a step besides arguments and results.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import harness
-from prune_jax import mixture as mixture_lib
+from prune_jax.methods import mixture as mixture_lib
 
 
 def naive(weights, mixture):

@@ -14,7 +14,7 @@ import jax
 from benchmarks import harness
 from configs import common
 from prune_jax import config as config_lib
-from prune_jax import state
+from prune_jax.run import state
 
 
 def config_for(method: str, **spt):

@@ -1,6 +1,6 @@
 """One run of the study in the README: a tiny network trained on SST-2, pruned on another GLUE task or more of its own.
 
-    python -m prune_jax.sweep --config=configs/study_tiny.py -p baseline,magnitude,movement,spt -t sst2,mrpc \\
+    prune-jax sweep --config=configs/study_tiny.py -p baseline,magnitude,movement,spt -t sst2,mrpc \\
         --seeds 0,1,2 --set data.dir=GLUE_FOLDER --set model.init_from=results_dense --out results_study
 
 results_dense is a run of configs/tiny_from_scratch.py. A dense epoch, then 50, 70, 90 and 95 percent closed at the ends

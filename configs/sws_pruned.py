@@ -12,6 +12,7 @@ from configs import lenet_pruned
 
 def get_config():
     config = lenet_pruned.get_config()
+    config.data.source = "idx"  # the settings are for MNIST's number of images
     config.train.epochs = 15
     config.train.learning_rate = 5e-4
     config.train.weight_decay = 0.03

@@ -1,6 +1,8 @@
 """Fixtures: the real data where it is to be found, a token cache of the session's own, and a config that runs fast."""
 
 import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,42 @@ def _compile_once(tmp_path_factory):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_is_dropped():
+    """Gives back what a module has compiled: the whole suite would hold 8 GB per process."""
+    yield
+    if jax := sys.modules.get("jax"):
+        jax.clear_caches()
+
+
+@pytest.fixture
+def compiled_counts():
+    """For a test that reads `_cache_size()`: JAX counts 8192 compiled calls per process, and every later one as 0."""
+    import jax
+
+    jax.clear_caches()
+
+
+@pytest.fixture
+def stop_at():
+    """(patch, step): the process gets a SIGTERM once it asks for the batch of that step, from 1."""
+    from prune_jax.data import batching
+
+    def stop(patch, step):
+        original, taken = batching.train_batches, [0]
+
+        def batches(*args):
+            for batch in original(*args):
+                taken[0] += 1
+                if taken[0] == step:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+        patch.setattr(batching, "train_batches", batches)
+
+    return stop
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,16 +13,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ml_collections import config_dict
 
-from prune_jax import command, data, decompress, evaluate, initial, models, runs, shrink
 from prune_jax import config as config_lib
-from prune_jax.compress import __main__ as compress
+from prune_jax import models
+from prune_jax.__main__ import main as commands
 from prune_jax.compress import artifact, codec, quantise
 from prune_jax.errors import UserError
+from prune_jax.pruning.merge import merge
+from prune_jax.run import artifact as run_artifact
+from prune_jax.run import folder as runs
+from prune_jax.run import initial, inputs
+from prune_jax.run.commands import compress, decompress, evaluate
+from prune_jax.run.evaluate import network as evaluated
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = config_dict.ConfigDict({"model": {"size": "tiny"}, "data": {"buckets": (16, 32), "dir": ""}})
+CONFIG = {"model": {"size": "tiny"}, "data": {"buckets": [16, 32], "dir": ""}}
 
 
 def make_network(seed=0, entries=15, density=0.1):
@@ -78,9 +83,9 @@ def test_a_network_comes_back(tmp_path_factory, seed, entries, density):
     path = tmp_path_factory.mktemp("a") / "net.pjx"
     report = artifact.write(path, CONFIG, params, gates)
     found = artifact.read(path)
-    assert_same(found.params, shrink.merge(params, gates))
+    assert_same(found.params, merge(params, gates))
     assert_same(found.gates, gates)
-    assert found.config == CONFIG and found.config.data.buckets == (16, 32) and found.tokenizer is None
+    assert found.config == CONFIG and found.tokenizer is None
     assert report.size == path.stat().st_size
     assert artifact.encode(CONFIG, found.params, found.gates)[0] == path.read_bytes()
 
@@ -122,8 +127,11 @@ def test_an_empty_network_is_padded_to_what_a_reader_allows(tmp_path):
 
 def test_a_usual_header_is_short(small_config):
     config, _ = config_lib.resolve(small_config)
-    report = artifact.encode(config, *make_network())[1]
-    assert report.header < 250 and len(json.dumps(config_lib.to_json(config))) > 1000
+    saved = config_lib.to_json(config)
+    report = artifact.encode(run_artifact._short(saved), *make_network())[1]
+    assert report.header < 250 and len(json.dumps(saved)) > 1000
+    completed = config_lib.completed(config_lib.from_json(run_artifact._short(saved)))
+    assert config_lib.to_json(completed) == saved
 
 
 # The report ----------------------------------------------------------------------------------------------------------
@@ -246,6 +254,14 @@ def test_forged_headers_are_refused_before_memory_is_taken(content, tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
 
 
+@pytest.mark.parametrize("config", [{"a.b": {"": [{}]}}, {"__class__": 1}])
+def test_a_header_whose_config_is_none_is_damaged(config, tmp_path):
+    path = written(tmp_path, forged({"a": [4]}, config=config, blobs=[codec.encode(np.zeros(4, np.float32))]))
+    assert artifact.read(path).config == config  # the format carries any JSON
+    with pytest.raises(UserError, match=r"net\.pjx is damaged: its header holds no config"):
+        run_artifact.read(path)
+
+
 def test_a_tokenizer_cannot_unpack_without_end():
     import lzma
 
@@ -274,7 +290,7 @@ def run_dir(tmp_path_factory):
     from tests.conftest import small_config
 
     config, _ = config_lib.resolve(small_config.__wrapped__())
-    dataset = data.load(config)
+    dataset = inputs.load_data(config)
     model = models.create(config, dataset.task, dataset.tokenizer.vocab_size)
     variables = jax.jit(model.init)(jax.random.key(0), *model.example_inputs())
     rng = np.random.default_rng(0)
@@ -301,7 +317,7 @@ def test_a_run_there_and_back(run_dir, tmp_path, capsys):
     wanted = quantise.quantise_network(params, gates, 3)
     assert rate == pytest.approx(4 * sum(x.size for x in jax.tree.leaves(params)) / out.stat().st_size, abs=0.006)
 
-    found = artifact.read(out)
+    found, _ = run_artifact.read(out)
     assert_same(found.params, wanted)
     assert found.config == config
     called(capsys, decompress.main, out, folder)
@@ -312,19 +328,89 @@ def test_a_run_there_and_back(run_dir, tmp_path, capsys):
     tokenizer = (run_dir / "tokenizer" / "tokenizer.json").read_text()
     assert json.loads((folder / "tokenizer" / "tokenizer.json").read_text()) == json.loads(tokenizer)
 
-    reference, _ = evaluate.network(config, wanted, jax.tree.map(np.ones_like, gates))
+    reference, _ = evaluated(config, wanted, jax.tree.map(np.ones_like, gates))
     for path in (out, folder):
         shown = called(capsys, evaluate.main, path)
         assert f"eval_metric (accuracy) {reference['eval_metric']:.6f}" in shown
         assert f"eval_loss {reference['eval_loss']:.6f}" in shown
-    dense, _ = evaluate.network(config, params, gates)
+    dense, _ = evaluated(config, params, gates)
     assert f"eval_loss {dense['eval_loss']:.6f}" in called(capsys, evaluate.main, run_dir)
     assert dense["eval_loss"] != reference["eval_loss"]
 
     called(capsys, compress.main, run_dir, out, "--bits=3", "--no-tokenizer", "--force")
     assert artifact.read(out).tokenizer is None
-    (started, _), _ = initial.network(str(folder), "best", params, gates, ())
-    assert_same(started, wanted)
+    assert_same(initial.read(str(folder), "best", ()).params, wanted)
+
+
+PATHS = {  # what a run on its author's machine has, beside the built-in data
+    "model.init_from": "/home/ann/results_dense",
+    "data.dir": "/home/ann/glue",
+    "data.train": "~/films.csv",
+    "data.eval": "./films.csv",
+    "data.tokenizer": "/home/ann/vocab.txt",
+    "data.cache_dir": "/home/ann/cache",
+    "distill.teacher": "results_teacher",
+    "report.mlflow_uri": "/home/ann/mlruns",
+}
+
+
+def with_paths(config, **changes):
+    config = config.copy_and_resolve_references()
+    for key, value in (PATHS | changes).items():
+        room, name = key.split(".")
+        with config.unlocked():
+            config[room][name] = value
+    return config
+
+
+def test_a_file_carries_no_path_of_its_author(run_dir, tmp_path):
+    network = runs.load(run_dir)
+    network = network._replace(config=with_paths(network.config))
+    run_artifact.write(tmp_path / "a.pjx", network)
+    content = artifact.read(tmp_path / "a.pjx")
+    for text in (*PATHS.values(), "/home"):
+        assert text not in json.dumps(content.config)
+    found, _ = run_artifact.read(tmp_path / "a.pjx")
+    assert found.config.train == network.config.train and found.config.pruning == network.config.pruning
+    assert_same(found.params, merge(network.params, network.gates))
+
+
+def test_names_on_the_hub_stay(run_dir, tmp_path):
+    network = runs.load(run_dir)
+    hub = {"data.source": "hub", "data.hub_name": "ann/films", "data.train": "train", "data.eval": "test"}
+    config = with_paths(network.config, **hub, **{"data.tokenizer": "bert-base-cased"})
+    run_artifact.write(tmp_path / "a.pjx", network._replace(config=config))
+    data = run_artifact.read(tmp_path / "a.pjx")[0].config.data
+    assert (data.hub_name, data.train, data.eval, data.tokenizer) == ("ann/films", "train", "test", "bert-base-cased")
+
+
+def test_nothing_that_is_read_names_a_place_to_write(run_dir, tmp_path, capsys):
+    place = tmp_path / "elsewhere"
+    network = runs.load(run_dir)
+    config = network.config.copy_and_resolve_references()
+    config.data.cache_dir = config.report.mlflow_uri = str(place)
+    forged, folder = tmp_path / "forged.pjx", tmp_path / "forged"
+    tokenizer = (run_dir / "tokenizer" / "tokenizer.json").read_text()
+    artifact.write(forged, config_lib.to_json(config), network.params, network.gates, tokenizer)
+    folder.mkdir()
+    runs.write(folder, network._replace(config=config))
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "tokenizer.json").write_text(tokenizer)
+    for path in (forged, folder):
+        assert "eval_metric" in called(capsys, evaluate.main, path)
+    called(capsys, decompress.main, forged, tmp_path / "unpacked")
+    assert str(place) not in (tmp_path / "unpacked" / "config.json").read_text()
+    assert not place.exists()
+    called(capsys, evaluate.main, forged, f"--config.data.cache_dir={place}")  # the caller's own choice holds
+    assert place.exists()
+
+
+def test_a_run_is_never_replaced_by_its_artifact(run_dir):
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    for name in ("config.json", "checkpoints/best/1/_CHECKPOINT_METADATA", "new.pjx"):
+        with pytest.raises(UserError, match="is in the folder of the run"):
+            compress.main([str(run_dir), str(run_dir / name), "--force"])
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
 
 
 def test_a_quantised_checkpoint_comes_first_and_is_kept(run_dir, tmp_path, capsys, monkeypatch):
@@ -332,7 +418,7 @@ def test_a_quantised_checkpoint_comes_first_and_is_kept(run_dir, tmp_path, capsy
     config, params, gates = runs.load(run_dir)
     monkeypatch.setattr(runs, "load", lambda folder, kind: runs.Network(config, params, gates))
     called(capsys, compress.main, run_dir, tmp_path / "a.pjx")
-    assert_same(artifact.read(tmp_path / "a.pjx").params, shrink.merge(params, gates))
+    assert_same(artifact.read(tmp_path / "a.pjx").params, merge(params, gates))
 
 
 def test_mistakes_of_the_commands(run_dir, tmp_path):
@@ -343,7 +429,7 @@ def test_mistakes_of_the_commands(run_dir, tmp_path):
         (compress.main, (run_dir, out), "there.pjx exists already; choose another name, or add --force"),
         (compress.main, (run_dir, tmp_path, "--force"), "exists already; choose another name"),
         (compress.main, (run_dir, tmp_path / "no" / "a.pjx"), "there is no folder"),
-        (compress.main, (run_dir, tmp_path / "a.pjx", "--kind=worst"), "there is no checkpoint in .*worst"),
+        (compress.main, (run_dir, tmp_path / "a.pjx", "--kind=worst"), "argument --kind: invalid choice: 'worst'"),
         (compress.main, (run_dir, tmp_path / "a.pjx", "--bits=40"), "--bits is 40; allowed: 1 to 12"),
         (decompress.main, (out, tmp_path / "new"), "there.pjx is not an artifact"),
         (decompress.main, (out, run_dir), "exists already"),
@@ -357,16 +443,15 @@ def test_mistakes_of_the_commands(run_dir, tmp_path):
     assert out.read_bytes() == b"precious" and [path.name for path in tmp_path.iterdir()] == ["there.pjx"]
 
 
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["evaluate", str(tmp_path / "gone")])
-    assert command.run("evaluate", evaluate.main) == 2
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, capsys):
+    assert commands(["evaluate", str(tmp_path / "gone")]) == 2
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err == f"evaluate: cannot read {tmp_path / 'gone'}: No such file or directory\n"
 
 
 @pytest.mark.parametrize("name", ["compress", "decompress", "evaluate"])
 def test_modules_are_commands(name, tmp_path):
-    command_line = [sys.executable, "-m", f"prune_jax.{name}", "gone"] + (["out"] if name != "evaluate" else [])
+    command_line = [sys.executable, "-m", "prune_jax", name, "gone"] + (["out"] if name != "evaluate" else [])
     done = subprocess.run(
         command_line, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )

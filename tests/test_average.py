@@ -3,10 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from ml_collections import config_dict
 
-from prune_jax import average, runs
+from prune_jax import config as config_lib
 from prune_jax.errors import UserError
+from prune_jax.run import folder as runs
+from prune_jax.tools import average
 
 
 def make_run(folder, seed=0, columns=4, closed=3):
@@ -14,7 +15,8 @@ def make_run(folder, seed=0, columns=4, closed=3):
     kernel, bias = rng.normal(size=(3, columns)).astype(np.float32), rng.normal(size=columns).astype(np.float32)
     params = {"dense": {"kernel": kernel, "bias": bias}}
     gates = {"dense": {"kernel": (np.arange(3 * columns) >= closed).reshape(3, columns)}}
-    config = config_dict.ConfigDict({"model": {"size": "tiny"}, "train": {"seed": seed}})
+    config = config_lib.default()
+    config.train.seed = seed
     (folder / "tokenizer").mkdir(parents=True)
     runs.write(folder, runs.Network(config, params, gates))
     (folder / "tokenizer" / "tokenizer.json").write_text(f'{{"seed": {seed}}}')
@@ -23,7 +25,7 @@ def make_run(folder, seed=0, columns=4, closed=3):
 
 def test_the_mean_of_three(tmp_path, capsys):
     params = [make_run(tmp_path / str(seed), seed) for seed in range(3)]
-    average.main([str(tmp_path / "mean"), *(str(tmp_path / str(seed)) for seed in range(3))])
+    average.main([*(str(tmp_path / str(seed)) for seed in range(3)), str(tmp_path / "mean")])
     assert "mean of 3 networks, their best checkpoints" in capsys.readouterr().out
 
     found, first = runs.load(tmp_path / "mean"), runs.load(tmp_path / "0")
@@ -44,11 +46,11 @@ def test_mistakes(tmp_path):
     for name, changes in (("run", {}), ("wide", {"columns": 5}), ("sparse", {"closed": 4})):
         make_run(tmp_path / name, **changes)
     for arguments, message in (
-        (("mean", "run", "gone"), "gone is not the folder of a run"),
-        (("mean", "run", "wide"), r"dense/bias is \(5,\) in one and \(4,\) in the other"),
-        (("mean", "run", "sparse"), "sparse has other gates of dense/kernel closed than"),
-        (("wide", "run"), "wide exists already; choose the name of a new folder"),
-        (("mean", "run", "--kind=last"), "there is no checkpoint in .*last"),
+        (("run", "gone", "mean"), "gone is not the folder of a run"),
+        (("run", "wide", "mean"), r"dense/bias is \(5,\) in one and \(4,\) in the other"),
+        (("run", "sparse", "mean"), "sparse has other gates of dense/kernel closed than"),
+        (("run", "wide"), "wide exists already; choose the name of a new folder"),
+        (("run", "mean", "--kind=last"), "there is no checkpoint in .*last"),
     ):
         with pytest.raises(UserError, match=message):
             average.main([a if a.startswith("-") else str(tmp_path / a) for a in arguments])

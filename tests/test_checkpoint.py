@@ -1,6 +1,7 @@
 """Checkpoints come back bit for bit, and a save that was cut short costs nothing but itself."""
 
 import functools
+import json
 import logging
 import os
 import shutil
@@ -16,10 +17,12 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from test_train import numbers, stop_at
 
-from prune_jax.checkpoint import Checkpoints
-from prune_jax.errors import UserError
-from prune_jax.state import TrainState
+from prune_jax.errors import Stopped, UserError
+from prune_jax.pruning import trees
+from prune_jax.run.checkpoint import Checkpoints, read_network
+from prune_jax.run.state import TrainState
 
 
 def make_state(seed=0, width=33):
@@ -61,7 +64,6 @@ def checkpoints(tmp_path):
 def test_restores_bit_for_bit_after_reopening(tmp_path):
     folder = tmp_path / "checkpoints"
     first = Checkpoints(folder)
-    assert first.latest_step() is None
     progress = {"epoch": 1, "loss_sum": 0.1 + 0.2, "best": None, "seconds": np.float32(1.5)}
     first.save_last(10, make_state(1), progress)
     progress["epoch"] = 99  # after the call the dict is the caller's again
@@ -69,15 +71,13 @@ def test_restores_bit_for_bit_after_reopening(tmp_path):
     first.save_last(20, make_state(3), {"epoch": 3, "loss_sum": 0.1 + 0.2})
     first.close()
     second = Checkpoints(folder)
-    assert second.latest_step() == 20
     state, progress = second.restore_last(shapes(make_state()))
     assert_same(state, make_state(3))
     assert progress == {"epoch": 3, "loss_sum": 0.1 + 0.2}
-    state, progress = second.restore_best(shapes(make_state()))
-    assert_same(state, make_state(2))
-    assert progress == {"epoch": 2}
     second.close()
-    assert [len(list((folder / kind).iterdir())) for kind in ("last", "best")] == [1, 1]
+    best = make_state(2)
+    assert_same(read_network(folder, "best"), (best.params, best.gates))
+    assert [len(list((folder / kind).iterdir())) for kind in ("last", "best")] == [2, 1]
 
 
 def test_keys_keep_their_type(checkpoints):
@@ -95,7 +95,7 @@ def test_one_step_may_be_saved_twice(checkpoints):
     checkpoints.save_last(5, make_state(2), {"batch": 0})
     state, progress = checkpoints.restore_last(shapes(make_state()))
     assert_same(state, make_state(2))
-    assert progress == {"batch": 0} and checkpoints.latest_step() == 5
+    assert progress == {"batch": 0}
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -132,8 +132,8 @@ def test_missing_other_and_corrupt_checkpoints_are_named(tmp_path):
     folder = tmp_path / "checkpoints"
     checkpoints = Checkpoints(folder)
     state = make_state(1)
-    with pytest.raises(UserError, match=r"there is no checkpoint in .*best"):
-        checkpoints.restore_best(shapes(state))
+    with pytest.raises(UserError, match=r"there is no checkpoint in .*last"):
+        checkpoints.restore_last(shapes(state))
     checkpoints.save_last(1, state, {})
     with pytest.raises(UserError, match=r"last/1 is of another model .*: 7 arrays differ"):
         checkpoints.restore_last(shapes(make_state(width=34)))
@@ -169,12 +169,118 @@ def test_a_partial_save_is_ignored_and_cleaned(tmp_path):
     checkpoints.save_last(2, make_state(2), {"epoch": 2})
     assert_same(checkpoints.restore_last(shapes(make_state()))[0], make_state(2))
     checkpoints.close()
-    assert [path.name for path in (folder / "last").iterdir()] == ["2"]
+    assert sorted(path.name for path in (folder / "last").iterdir()) == ["1", "2"]
+
+
+def flip_a_bit(folder, where=0.5):
+    """Flips one bit of the largest file of a checkpoint, which holds its arrays."""
+    path = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * where)] ^= 0x10
+    path.write_bytes(data)
+
+
+def noise(seed):
+    """A network of incompressible weights, as a run of any model saves it."""
+    kernel = jax.random.normal(jax.random.key(seed), (300, 400))
+    return {"params": {"a": {"kernel": kernel}}, "gates": {"a": {"kernel": kernel > 0}}, "step": jnp.int32(seed)}
+
+
+@pytest.mark.parametrize("where", [0.2, 0.5, 0.8])
+def test_a_flipped_bit_in_the_newest_is_noticed_and_the_one_before_takes_its_place(tmp_path, where, caplog):
+    checkpoints = Checkpoints(tmp_path)
+    for seed in (1, 2, 3):
+        checkpoints.save_last(seed, noise(seed), {"epoch": seed})
+    checkpoints.close()
+    assert sorted(path.name for path in (tmp_path / "last").iterdir()) == ["2", "3"]
+    flip_a_bit(tmp_path / "last" / "3" / "state", where)
+    checkpoints = Checkpoints(tmp_path)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        state, progress = checkpoints.restore_last(shapes(noise(0)))
+    assert_same(state, noise(2))
+    assert progress == {"epoch": 2}
+    assert f"{tmp_path / 'last' / '3'} cannot be read (" in caplog.text and "the one before it, 2, takes" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        params, gates = read_network(tmp_path, "last")
+    assert_same({"params": params, "gates": gates}, {name: noise(2)[name] for name in ("params", "gates")})
+    assert "the one before it, 2, takes its place" in caplog.text
+
+    checkpoints.save_last(4, noise(4), {"epoch": 4})  # the damaged one does not count as the one before
+    checkpoints.close()
+    assert sorted(path.name for path in (tmp_path / "last").iterdir()) == ["2", "4"]
+    flip_a_bit(tmp_path / "last" / "4" / "state", where)
+    flip_a_bit(tmp_path / "last" / "2" / "state", where)
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(UserError, match=r"last/4 cannot be read: .*; move its run away"):
+        checkpoints.restore_last(shapes(noise(0)))
+    checkpoints.close()
+
+
+def test_a_flipped_bit_in_the_only_one_is_an_error(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_best(1, noise(1), {})
+    checkpoints.save_quantised(1, {name: noise(1)[name] for name in ("params", "gates")}, {})
+    checkpoints.close()
+    for kind in ("best", "quantised"):
+        assert_same(read_network(tmp_path, kind)[0], noise(1)["params"])
+        flip_a_bit(tmp_path / kind / "1" / "state")
+        with pytest.raises(UserError, match=f"{kind}/1 cannot be read"):
+            read_network(tmp_path, kind)
+
+
+def test_every_array_has_its_own_hash(tmp_path):
+    """Whatever a file's codec lets through: here the arrays are sound and the record says otherwise."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_last(1, make_state(1), {"epoch": 1})
+    checkpoints.close()
+    path = tmp_path / "last" / "1" / "progress" / "metadata"
+    record = json.loads(path.read_text())
+    assert record["hashes"].keys() == trees.by_name(make_state()).keys()
+    for name in record["hashes"]:
+        changed = {k: v for k, v in record.items() if k != "hash"}
+        changed["hashes"] = record["hashes"] | {name: record["hashes"][name] ^ 1}
+        path.write_text(json.dumps(changed))
+        checkpoints = Checkpoints(tmp_path)
+        with pytest.raises(UserError, match=rf"last/1 cannot be read: 1 arrays are not .*, the first is {name};"):
+            checkpoints.restore_last(shapes(make_state()))
+        checkpoints.close()
+
+
+def test_a_record_that_was_altered_is_noticed(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_last(1, make_state(1), {"epoch": 1})
+    checkpoints.close()
+    path = tmp_path / "last" / "1" / "progress" / "metadata"
+    path.write_text(path.read_text().replace('"epoch": 1', '"epoch": 3'))
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(UserError, match="last/1 cannot be read: its record of the run's progress is damaged"):
+        checkpoints.restore_last(shapes(make_state()))
+    checkpoints.close()
+
+
+def test_saves_of_before_there_were_hashes_load(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_last(1, noise(1), {"epoch": 1})
+    checkpoints.close()
+    path = tmp_path / "last" / "1" / "progress" / "metadata"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if not k.startswith("hash")}))
+    checkpoints = Checkpoints(tmp_path)
+    assert_same(checkpoints.restore_last(shapes(noise(0)))[0], noise(1))
+    checkpoints.close()
+    assert_same(read_network(tmp_path, "last")[0], noise(1)["params"])
+
+
+def test_values_that_compare_equal_are_told_apart(checkpoints):
+    """Files may leave out what equals the fill value; a minus zero that came back as zero would be a false alarm."""
+    state = {"minus": -jnp.zeros((3, 4)), "nan": jnp.full((2,), jnp.nan), "one": -jnp.zeros(())}
+    checkpoints.save_last(1, state, {})
+    assert_same(checkpoints.restore_last(shapes(state))[0], state)
 
 
 SAVER = """
 import sys, jax.numpy as jnp
-from prune_jax.checkpoint import Checkpoints
+from prune_jax.run.checkpoint import Checkpoints
 checkpoints = Checkpoints(sys.argv[1])
 for step in range(1, 10_000):
     checkpoints.save_last(step, {"x": jnp.full(500_000, step)}, {"step": step})
@@ -208,7 +314,8 @@ def test_orbax_says_nothing_below_a_warning(checkpoints, caplog):
 
 
 def test_a_network_is_read_without_knowing_its_optimizer(small_config, tmp_path):
-    from prune_jax import runs, train
+    from prune_jax.run import folder as runs
+    from prune_jax.run import train
 
     train.train_and_evaluate(small_config, tmp_path / "run")
     for kind in ("last", "best"):
@@ -222,7 +329,8 @@ def test_a_network_is_read_without_knowing_its_optimizer(small_config, tmp_path)
 
 
 def test_a_run_starts_from_another_runs_network(small_config, tmp_path):
-    from prune_jax import runs, train
+    from prune_jax.run import folder as runs
+    from prune_jax.run import train
 
     train.train_and_evaluate(small_config, tmp_path / "first")
     small_config.model.init_from = str(tmp_path / "first")
@@ -245,3 +353,20 @@ def test_a_run_starts_from_another_runs_network(small_config, tmp_path):
     small_config.model.d_ff = 48
     with pytest.raises(UserError, match=r"config.model.d_ff is 48, and there it is 32"):
         train.train_and_evaluate(small_config, tmp_path / "fourth")
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_resumes_from_the_one_before(small_config, tmp_path, monkeypatch):
+    from prune_jax.run import train, workdir
+
+    small_config.pruning.method, small_config.train.epochs = "magnitude", 3
+    train.train_and_evaluate(small_config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 25, signal.SIGTERM)  # in the third epoch: its save follows that of the second
+        with pytest.raises(Stopped):
+            train.train_and_evaluate(small_config, tmp_path / "parts")
+    workdir.release(tmp_path / "parts")
+    saves = sorted((tmp_path / "parts" / "checkpoints" / "last").iterdir(), key=lambda path: int(path.name))
+    flip_a_bit(saves[-1] / "state")
+    train.train_and_evaluate(small_config, tmp_path / "parts")
+    assert "resuming after 2 epochs and 0 steps" in (tmp_path / "parts" / "run.log").read_text()
+    assert numbers(tmp_path / "whole") == numbers(tmp_path / "parts")

@@ -8,14 +8,15 @@ import math
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from prune_jax import compare, report
 from prune_jax import config as config_lib
-from prune_jax import workdir as workdir_lib
+from prune_jax import files, report
+from prune_jax.__main__ import main
 from prune_jax.errors import UserError
-from prune_jax.report import page, study
+from prune_jax.report import compare, page, study
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -53,13 +54,13 @@ def make_run(folder, config, rows, method="spt", seed=0, task="single", **change
         config[room][name] = value
     resolved, _ = config_lib.resolve(config, {})
     folder.mkdir(parents=True)
-    workdir_lib.write_json(folder / "config.json", config_lib.to_json(resolved))
+    files.write_json(folder / "config.json", config_lib.to_json(resolved))
     writer = report.MetricsWriter(folder, sinks=())
     for one in rows:
         writer.write(one)
         writer.write_layers(one["epoch"], {"layer_0/query": one["sparsity"], "classifier": one["sparsity"] / 2})
     writer.close()
-    workdir_lib.write_json(
+    files.write_json(
         folder / "summary.json",
         {
             "method": method, "task": task, "model_size": "tiny", "metric_name": "accuracy", "seconds": 3.0,
@@ -104,9 +105,63 @@ def test_mean_and_spread_over_seeds(runs):
     assert (last.mean, last.std, last.seeds, last.retrained) == (pytest.approx(mean), pytest.approx(std), 3, True)
     assert magnitude.cells[-1] == study.Cell(0.75, pytest.approx(0.55), None, 1, False)
     assert spt.step_ms == (50.0, 0.0)  # the median epoch: 0.5 s for 10 steps; the first compiles
-    assert panel.best(0.5) == pytest.approx(0.73) and panel.best(0.75) == last.mean
+    assert [label for label, _ in panel.ranking(0.75)] == ["spt", "magnitude"]
+    assert panel.winner(0.75) is None  # magnitude has a single seed, and so no spread
     text = "\n".join(study.table([panel], bold=True))
-    assert f"\x1b[1m{last.mean:.4f} ± {std:.4f}\x1b[0m" in text and "0.5500 †" in text and "\x1b[1m0.55" not in text
+    assert f"{last.mean:.4f} ± {std:.4f}" in text and "0.5500 †" in text and "\x1b[1m" not in text
+    assert study.sentence(panel) == (
+        f"At 75% on single spt keeps {mean:.4f} of the dense {panel.ranking(0.0)[0][1].mean:.4f} (accuracy); "
+        f"magnitude is {mean - 0.55:.4f} behind, and a single seed has no spread."
+    )
+
+
+def line(label, mean, std, sparsity=0.9):
+    cells = [study.Cell(0.0, 0.789, 0.001, 3, True), study.Cell(sparsity, mean, std, 3, True)]
+    return study.Line(label, cells, [], (1.0, None), [f"{label}{i}" for i in range(3)])
+
+
+@pytest.mark.parametrize(("ahead", "said"), [(0.031, "beyond the spread"), (0.029, "within the spread")])
+def test_a_winner_is_ahead_by_more_than_both_spreads(ahead, said):
+    panel = study.Panel("sst2", "tiny", "accuracy", [line("spt", 0.776 - ahead, 0.02), line("magnitude", 0.776, 0.01)])
+    assert panel.winner(0.9) == ("magnitude" if "beyond" in said else None) and panel.winner(0.0) is None
+    assert study.sentence(panel) == (
+        f"At 90% on sst2 magnitude keeps 0.7760 of the dense 0.7890 (accuracy); spt is {ahead:.4f} behind, {said} of "
+        "the seeds."
+    )
+    bold = "\n".join(study.table([panel], bold=True))
+    assert ("\x1b[1m0.7760 ± 0.0100\x1b[0m" in bold) == ("beyond" in said) and bold.count("\x1b[1m") <= 1
+
+
+def test_the_sentence_is_of_the_sparsity_that_most_lines_have_reached():
+    lines = [line("a", 0.7, 0.0), line("b", 0.6, 0.0), line("c", 0.5, 0.0, sparsity=0.99)]
+    assert study.sentence(study.Panel("rte", "tiny", "accuracy", lines)).startswith("At 90% on rte a keeps 0.7000")
+    dense = study.Line("baseline", [study.Cell(0.0, 0.7, None, 1, True)], [], (1.0, None), ["x"])
+    assert study.sentence(study.Panel("rte", "tiny", "accuracy", [dense])) == ""
+
+
+def test_the_page_says_what_its_numbers_are_held_against(runs, tmp_path):
+    for folder in runs:
+        summary = files.read_json(folder / "summary.json")
+        files.write_json(folder / "summary.json", summary | {"eval_examples": 872, "chance": 0.509})
+    compare.write(runs, tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "872 evaluation examples; a constant answer has 0.5090; the dense level is 0." in text
+    assert "; n = 1 to 3 runs per line." in text
+    assert text.index('<p class="result">At 75% on single spt keeps 0.6800') < text.index("<h2>")
+    chart = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])["charts"][0]
+    seeds = {one["label"]: [point["seeds"] for point in one["points"]] for one in chart["series"]}
+    assert sorted(seeds["spt"][-1]) == [0.64, 0.66, 0.74] and seeds["magnitude"][-1] == []
+
+
+def test_a_run_that_is_older_than_a_key_has_its_default(small_config, tmp_path):
+    folders = [make_run(tmp_path / str(seed), small_config, PRUNED, seed=seed) for seed in range(2)]
+    saved = files.read_json(folders[0] / "config.json")
+    assert saved["spt"].pop("absolute") is False
+    files.write_json(folders[0] / "config.json", saved)
+    results = study.read(folders)
+    assert study.differences(results) == ["train.seed"]
+    (panel,) = study.panels(results)
+    assert [(line.label, line.runs) for line in panel.lines] == [("spt", ["0", "1"])]
 
 
 def test_variants_and_tasks(small_config, tmp_path):
@@ -127,7 +182,7 @@ def test_variants_and_tasks(small_config, tmp_path):
 
 def test_every_folder_that_cannot_be_read_is_named(runs, tmp_path, capsys):
     (runs[0] / "summary.json").unlink()
-    code = compare.main([*map(str, runs), str(tmp_path / "gone"), "--out", str(tmp_path / "out")])
+    code = main(["compare", *map(str, runs), str(tmp_path / "gone"), "--out", str(tmp_path / "out")])
     said = capsys.readouterr().err
     assert code == 2 and f"the run in {runs[0]} is not finished" in said and f"{tmp_path / 'gone'} is not" in said
     assert not (tmp_path / "out").exists()
@@ -135,7 +190,7 @@ def test_every_folder_that_cannot_be_read_is_named(runs, tmp_path, capsys):
 
 def test_files(runs, tmp_path, capsys):
     out = tmp_path / "out"
-    assert compare.main([*map(str, runs), str(runs[0]), "--out", str(out)]) == 0
+    assert main(["compare", *map(str, runs), str(runs[0]), "--out", str(out)]) == 0
     assert "0.5500 †" in capsys.readouterr().out
     rows = list(csv.DictReader((out / "summary.csv").read_text().splitlines()))
     assert len(rows) == 1 + 3 + 3 and rows[0]["std"] == "" and rows[3]["method"] == "spt"
@@ -210,7 +265,7 @@ def test_a_browser_shows_the_numbers_of_summary_csv(runs, tmp_path, width):
         "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
         "--window-size=1500,1000", "--virtual-time-budget=20000", "--dump-dom", shown.as_uri(),
     ]  # fmt: skip
-    dom = html.unescape(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
+    dom = html.unescape(subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout)
     body = re.search(r"<body data[^>]*>", dom)[0]
     assert "data-error" not in body and f'data-width="{width}"' in body
     assert int(re.search(r'data-overflow="(-?\d+)"', body)[1]) <= 0  # nothing runs out of the window's side
@@ -242,6 +297,43 @@ def test_styles_tell_many_lines_apart():
     assert len(set(looks.values())) == len(looks)
 
 
+def test_no_name_of_a_run_is_a_formula(runs, tmp_path):
+    result = study.read([runs[0]])[0]._replace(name="=1+cmd|' /C calc'!A0", folder=Path("-2+3"))
+    path = study.write_runs(tmp_path, [result], {"@SUM(A1)": "failed", "+1": "failed"})
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert [row["name"] for row in rows] == ["'=1+cmd|' /C calc'!A0", "'@SUM(A1)", "'+1"]
+    assert rows[0]["folder"] == "'-2+3" and float(rows[0]["final_metric"]) == result.summary["final_metric"]
+
+
 def test_nothing_finished_is_a_mistake(tmp_path):
     with pytest.raises(UserError, match="is not the folder of a run"):
         study.read([tmp_path])
+
+
+def test_accuracy_stands_against_what_networks_cost(small_config, tmp_path):
+    folders = []
+    costs = {"a": (8e6, 2.0, 0.7), "b": (16e6, 1.0, 0.6), "c": (24e6, 3.0, 0.8), "d": None}
+    for name, its in costs.items():
+        rows = PRUNED if its is None else [*PRUNED[:3], row(4, 0.75, its[2], sparsity_before=0.75)]
+        folders.append(make_run(tmp_path / name, small_config, rows, seed=len(folders)))
+        if its:
+            summary = files.read_json(folders[-1] / "summary.json")
+            cost = {"batch": 8, "length": 32, "flops": {"pruned": its[0]}, "milliseconds": {"pruned": its[1]}}
+            cost["bytes"] = {"pruned": 1000 * its[1]}
+            files.write_json(folders[-1] / "summary.json", {**summary, "cost": cost})
+    results = study.read(folders)
+    (panel,) = study.panels(results)
+    found = study.spots(panel, results)
+    assert [(spot.flops, spot.milliseconds, spot.metric) for spot in found] == [
+        (1e6, 2.0, 0.7), (2e6, 1.0, 0.6), (3e6, 3.0, 0.8)
+    ]  # fmt: skip
+    compare.write(folders, tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text()
+    charts = {c["id"]: c for c in json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])["charts"]}
+    names = ("flops0", "milliseconds0", "bytes0")
+    fronts = {name: [(p["x"], p["y"]) for p in charts[name]["series"][-1]["points"]] for name in names}
+    by_time = [(1, 0.6), (2, 0.7), (3, 0.8)]
+    assert fronts == {"flops0": [(1, 0.7), (3, 0.8)], "milliseconds0": by_time, "bytes0": by_time}
+    assert text.count('<figure id="flops0">') == text.count('<figure id="milliseconds0">') == 1
+    compare.write(folders[3:], tmp_path / "none")
+    assert '"flops0"' not in (tmp_path / "none" / "report.html").read_text()

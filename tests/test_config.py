@@ -10,10 +10,14 @@ import pytest
 
 from configs import common
 from prune_jax import config as config_lib
-from prune_jax import keys
-from prune_jax.config import from_json, resolve, to_json, unknown_key_message
+from prune_jax import methods
+from prune_jax.config import from_json, keys, reference, resolve, to_json, unknown_key_message
+from prune_jax.config.keys import SIZES
+from prune_jax.config.resolve import typed
+from prune_jax.data import DataOptions
+from prune_jax.data.glue import BUILTIN_TASKS, IMAGE_TASKS, KINDS, TASKS
 from prune_jax.errors import UserError
-from prune_jax.keys import SIZES
+from prune_jax.report import sinks
 
 FILES = sorted(p.stem for p in (Path(__file__).resolve().parents[1] / "configs").glob("[a-z]*.py"))
 
@@ -35,7 +39,7 @@ def resolved(changes=None, environ=None):
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_resolves(name):
     config = importlib.import_module(f"configs.{name}").get_config()
-    config.data.source = "builtin"
+    config.data.source = "text" if config.data.task == "lm" else "builtin"
     found, notes = resolve(config, {})
     assert all(note.startswith("config.pruning.structure=encoder covers") for note in notes)
     if name.endswith("_base"):
@@ -53,6 +57,11 @@ def test_a_network_goes_by_its_size_unless_its_geometry_is_another(size):
     assert config_lib.model_label(found) == size
     other, _ = resolved({"model.size": size, "model.num_layers": 3})
     assert config_lib.model_label(other) == f"3x{found.model.d_model}"
+
+
+def test_a_flow_of_ones_needs_a_network_of_images():
+    with pytest.raises(UserError, match=r"config\.model\.name is 'bert'; allowed: .*lenet_300_100.*method=synflow"):
+        resolved({"pruning.method": "synflow"})
 
 
 def test_an_image_network_goes_by_its_name():
@@ -105,7 +114,7 @@ def test_set_values_stay_on_a_change_of_size():
     }  # fmt: skip
     for size in SIZES:
         found, _ = resolved({"model.size": size} | mine)
-        assert {key: config_lib._get(found, key) for key in mine} == mine
+        assert {key: found[key.split(".")[0]][key.split(".")[1]] for key in mine} == mine
 
 
 def test_resolve_leaves_its_argument_alone_and_locks_its_result():
@@ -119,8 +128,41 @@ def test_resolve_leaves_its_argument_alone_and_locks_its_result():
 
 @pytest.mark.parametrize("schedule", ["step", "linear"])
 def test_resolving_twice_changes_nothing(schedule):
-    once, _ = resolved({"pruning.schedule": schedule, "train.epochs": 10, "pruning.sparsity_steps": (0.5, 1.5, 60)})
+    once, _ = resolved({"pruning.schedule": schedule, "train.epochs": 10, "pruning.sparsity_steps": (1.5, 2, 60)})
     assert resolve(once, {})[0].to_dict() == once.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("steps", "fractions"),
+    [
+        ((25, 50, 100), (0.25, 0.5, 1.0)),
+        ((0.25, 0.5, 1), (0.25, 0.5, 1.0)),
+        ((0.25, 0.5, 1.0), (0.25, 0.5, 1.0)),
+        ((0.005, 0.5), (0.005, 0.5)),
+        ((1, 2, 5), (0.01, 0.02, 0.05)),  # a 1 among percentages is one
+        ((0, 97.5), (0.0, 0.975)),
+        ((0, 0.5), (0.0, 0.5)),
+        ((0, 0), (0.0, 0.0)),
+        ((100,), (1.0,)),
+        ((1.0,), (1.0,)),  # as a resolved config has it
+        ((0.0, 1.0), (0.0, 1.0)),
+    ],
+)
+def test_sparsity_steps_are_percentages_or_fractions_and_resolve_to_themselves(steps, fractions):
+    found, _ = resolved({"pruning.sparsity_steps": steps})
+    assert found.pruning.sparsity_steps == pytest.approx(fractions)
+    saved = config_lib.from_json(json.loads(json.dumps(to_json(found))))
+    assert resolve(saved, {})[0].to_dict() == found.to_dict()
+
+
+@pytest.mark.parametrize("steps", [(0.25, 0.5, 1, 2), (0.5, 1.5, 60), (0.5, 50), (1,), (0, 1), (1, 1)])
+def test_sparsity_steps_that_may_be_either_are_refused(steps):
+    with pytest.raises(UserError) as caught:
+        resolved({"pruning.sparsity_steps": steps})
+    message = str(caught.value)
+    assert message.startswith(f"config.pruning.sparsity_steps is {steps}; allowed: ")
+    says = "not both" if any(0 < step < 1 for step in steps) else "0.01 for one percent, 1.0 or 100 for all"
+    assert says in message
 
 
 def test_whole_numbers_and_lists_are_taken_where_floats_and_tuples_are_meant():
@@ -171,9 +213,9 @@ def test_whole_numbers_and_lists_are_taken_where_floats_and_tuples_are_meant():
         ({"train.clip_norm": -1.0}, ("at least 0",)),
         ({"train.seed": -1}, ("0 to",)),
         ({"train.checkpoint_every": -1}, ("at least 0",)),
-        ({"pruning.method": "random"}, ("baseline, magnitude, movement, spt, sws",)),
-        ({"pruning.schedule": "cubic"}, ("step, linear",)),
-        ({"pruning.scope": "layer"}, ("local, global",)),
+        ({"pruning.method": "chance"}, ("baseline, magnitude, movement, sensitivity, platon, spt, sws",)),
+        ({"pruning.schedule": "exponential"}, ("step, linear",)),
+        ({"pruning.scope": "layer"}, ("local, erk, global",)),
         ({"pruning.end_sparsity": 1.5}, ("0 to 1",)),
         ({"pruning.end_sparsity": 150.0}, ("0 to 1",)),
         ({"pruning.start_sparsity": -0.1}, ("0 to 1",)),
@@ -197,13 +239,16 @@ def test_whole_numbers_and_lists_are_taken_where_floats_and_tuples_are_meant():
         ({"spt.credit": "neuron"}, ("weight",)),
         ({"pruning.structure": "unstructured", "spt.credit": "group"}, ("block:RxC with config.spt.credit=group",)),
         (
-            {"pruning.structure": "head", "model.name": "lenet_300_100", "data.task": "digits"},
-            ("unstructured with config.model.name=lenet_300_100",),
+            {"pruning.structure": "block:0x4"},
+            ("unstructured, encoder, auto, kinds or names of groups",),
         ),
-        ({"pruning.structure": "pooler", "model.pooler_width": 0}, ("others with config.model.pooler_width=0",)),
         ({"spt.absolute": True, "spt.credit": "layer"}, ("False with config.spt.credit=layer",)),
         ({"spt.candidates": "threshold", "spt.credit": "layer"}, ("uniform with",)),
         ({"spt.inside": "movement"}, ("magnitude with config.spt.credit=weight",)),
+        (
+            {"pruning.structure": "head", "spt.credit": "layer", "spt.inside": "movement"},
+            ("unstructured, encoder with config.spt.inside=movement",),
+        ),
         ({"spt.explorations": 3, "spt.antithetic": True}, ("an even number",)),
         ({"spt.chunk": 0}, ("1 to",)),
         ({"movement.frequency": 0}, ("at least 1",)),
@@ -212,6 +257,13 @@ def test_whole_numbers_and_lists_are_taken_where_floats_and_tuples_are_meant():
         ({"movement.tau": 0.0}, ("above 0 and below 1",)),
         ({"movement.score_learning_rate": -1e-2}, ("0 to",)),
         ({"movement.penalty": -1.0}, ("at least 0",)),
+        ({"rigl.fraction": 1.5}, ("0 to 1",)),
+        ({"set.frequency": 0}, ("at least 1",)),
+        ({"report.sinks": ("tensorboard", "email")}, ("any of tensorboard, wandb, mlflow",)),
+        ({"report.sinks": (1,)}, ("text only",)),
+        ({"report.sinks": None}, ("tuple, not NoneType",)),
+        ({"data.task": None}, ("str, not NoneType",)),
+        ({"train.batch_size": "None"}, ("int, not str",)),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -227,17 +279,115 @@ def test_a_mistake_is_named(changes, says):
         assert f"config.{key} is " in message and str(value) in message, message
 
 
-def test_every_choice_and_range_is_of_a_key_that_exists():
-    known = config_lib.leaves(common.get_config())
-    assert set(keys.CHOICES) | set(keys.RANGES) | set(keys.FOLLOWS_SIZE) <= set(known)
-
-
-def test_all_numbers_are_checked():
-    """A number without a range would let any value through; pruning's are checked by _check_sparsities."""
+def test_the_defaults_are_those_of_the_declarations():
     config = common.get_config()
-    kinds = {key: config[key.split(".")[0]].get_type(key.split(".")[1]) for key in config_lib.leaves(config)}
-    numbers = {key for key, kind in kinds.items() if kind in (int, float)}
-    assert numbers - set(keys.RANGES) == {"pruning.start_sparsity", "pruning.end_sparsity"}
+    assert config_lib.leaves(config).keys() == keys.KEYS.keys()
+    for key, one in keys.KEYS.items():
+        room, name = key.split(".")
+        assert config[room].get_type(name) is one.kind and config[room][name] == one.default, key
+
+
+def test_every_number_has_a_range_and_every_key_a_sentence():
+    """A number without a range would let any value through."""
+    numbers = [key for key, one in keys.KEYS.items() if one.kind in (int, float)]
+    assert [key for key in numbers if not keys.bounds(keys.KEYS[key])] == []
+    for key, one in keys.KEYS.items():
+        assert re.fullmatch(r"[A-Z0-9].*\.", one.text) and "\n" not in one.text, key
+        assert one.optional or keys.within(one, one.default), key
+
+
+def test_the_reference_page_is_up_to_date():
+    """`python -m prune_jax.config.reference > docs/reference_config.md` makes it anew."""
+    text = (Path(__file__).resolve().parents[1] / "docs" / "reference_config.md").read_text()
+    assert reference.page() == text
+    assert all(f"| `{key}` |" in text for key in keys.KEYS)
+
+
+def test_the_lists_of_keys_name_keys():
+    for listed in (
+        keys.FOLLOWS_SIZE,
+        keys.OTHERWISE,
+        keys.PATHS,
+        keys.INPUTS,
+        keys.WITHOUT_RESULT,
+        keys._IN_WORDS,
+        keys.FOUND,
+    ):
+        assert set(listed) <= keys.KEYS.keys()
+    assert {f"model.{name}" for name in keys.FOLLOWS_CHECKPOINT} <= keys.KEYS.keys()
+
+
+def test_what_is_declared_beside_the_code_agrees_with_it():
+    assert tuple(sinks.SINKS) == keys.SINKS
+    assert keys.allowed("data.task").replace(";", ",").split(", ") == [
+        *TASKS,
+        *BUILTIN_TASKS,
+        *IMAGE_TASKS,
+        *KINDS,
+        "lm",
+    ]
+    options, room = DataOptions._field_defaults, common.get_config().data
+    assert set(DataOptions._fields) == set(room)
+    assert {name: options[name] for name in options} == {name: room[name] for name in options}
+
+
+def test_a_methods_room_is_what_the_method_declares():
+    for name in methods.REGISTRY:
+        declared = {f"{name}.{key}": one for key, one in methods.options(name).items() if one.in_config}
+        assert {key for key in keys.KEYS if key.startswith(f"{name}.")} == declared.keys()
+        for key, one in declared.items():
+            if key not in keys.FOLLOWS_SIZE:
+                assert keys.KEYS[key] == one
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("model.vocab_size", "None", None),
+        ("model.layer_norm_eps", "None", None),
+        ("model.activation", "None", None),
+        ("data.buckets", (None,), None),
+        ("data.buckets", "None", None),
+        ("spt.chunk", None, None),
+        ("report.sinks", (), ()),
+        ("report.sinks", ("",), ()),
+        ("report.sinks", "", ()),
+        ("report.sinks", ("tensorboard,mlflow",), ("tensorboard", "mlflow")),
+        ("report.sinks", "tensorboard, wandb", ("tensorboard", "wandb")),
+        ("report.sinks", ["mlflow"], ("mlflow",)),
+    ],
+)
+def test_a_key_may_be_unset_and_a_tuple_emptied(key, value, wanted):
+    assert typed(key, value) == wanted
+
+
+@pytest.mark.parametrize("key", keys.PATHS)
+def test_paths_are_what_a_shell_makes_of_them(key, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HERE", str(tmp_path / "there"))
+    (tmp_path / "there").mkdir()
+    room, name = key.split(".")
+
+    def found(value):
+        read = []
+        config = make({key: value})
+        resolved, _ = resolve(config, {}, describe=lambda source: (read.append(source) or {}, ""))
+        assert read == ([resolved.model.init_from] if resolved.model.init_from else [])
+        return resolved[room][name]
+
+    assert found("~/there") == found("$HERE") == found("${HERE}") == str(tmp_path / "there")
+    assert found("plain/name") == "plain/name"
+    with pytest.raises(UserError) as caught:
+        found("$NOWHERE_AT_ALL/x")
+    says = f"config.{key} is '$NOWHERE_AT_ALL/x'; the environment variable NOWHERE_AT_ALL is not set"
+    assert str(caught.value) == says
+
+
+def test_a_key_matters_unless_it_cannot_change_the_result():
+    assert config_lib.matters("train.epochs", "spt") and config_lib.matters("spt.epsilon", "spt")
+    assert not config_lib.matters("spt.epsilon", "magnitude") and not config_lib.matters("report.sinks", "spt")
+    assert not config_lib.matters("train.eval_batch_size", "spt") and not config_lib.matters("data.cache_dir", "spt")
+    assert config_lib.matters("data.dir", "spt") and not config_lib.matters("pruning.scope", "baseline")
 
 
 def test_tsv_needs_an_existing_folder(tmp_path):
@@ -328,3 +478,18 @@ def test_json_round_trip():
     text = json.dumps(to_json(found))
     assert from_json(json.loads(text)).to_dict() == found.to_dict()
     assert to_json(from_json(json.loads(text))) == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        (100, "2:4 closes 50%, and the last target is 100%: it stays there"),
+        (25, "the last target, 25% closed, is short"),
+    ],
+)
+def test_a_target_that_a_structure_cannot_reach_is_told(target, says):
+    steps = {"pruning.structure": "2:4", "pruning.schedule": "step", "pruning.sparsity_steps": (target,)}
+    _, notes = resolved(steps)
+    assert any(says in note for note in notes)
+    _, notes = resolved(steps | {"pruning.sparsity_steps": (50,)})
+    assert not any("2:4" in note for note in notes)

@@ -2,18 +2,17 @@
 
 import json
 import logging
-from types import SimpleNamespace
+import re
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prune_jax import config as config_lib
-from prune_jax import data
 from prune_jax.data import batching, builtin, sources, tokenizer
 from prune_jax.data.glue import BUILTIN_TASKS, TASKS, get_task
 from prune_jax.errors import UserError
+from prune_jax.run import inputs
 
 # Small files as the official download has them: two rows each, with the quirks that readers stumble over.
 _FILES = {
@@ -82,13 +81,13 @@ def write_task(folder, name, newline="\n"):
         path.parent.mkdir(parents=True, exist_ok=True)
         text = train if split == "train" else dev or train
         path.write_bytes(text.replace("\n", newline).encode())
-    return SimpleNamespace(source="tsv", dir=str(folder), bad_rows="error")
+    return folder
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 @pytest.mark.parametrize("name", TASKS)
 def test_every_tasks_tsv_files(name, newline, tmp_path):
-    found = sources.read(TASKS[name], write_task(tmp_path, name, newline))
+    found = sources.read_tsv_folder(TASKS[name], write_task(tmp_path, name, newline))
     evals = ["dev_matched", "dev_mismatched"] if name == "mnli" else ["dev"]
     assert list(found) == ["train", *evals]
     text_a, text_b, labels = _EXPECTED[name]
@@ -147,11 +146,11 @@ def test_bad_rows_can_be_skipped_and_are_counted(tmp_path, caplog):
 
 
 def test_a_missing_split_names_its_path(tmp_path):
-    config = write_task(tmp_path, "mnli")
+    write_task(tmp_path, "mnli")
     missing = tmp_path / "MNLI" / "dev_mismatched.tsv"
     missing.unlink()
     with pytest.raises(UserError) as error:
-        sources.read(TASKS["mnli"], config)
+        sources.read_tsv_folder(TASKS["mnli"], tmp_path)
     assert str(error.value).startswith(f"{missing} is missing") and "MNLI/train.tsv" in str(error.value)
 
 
@@ -163,7 +162,7 @@ REAL_COUNTS = {
 
 @pytest.mark.parametrize("name", REAL_COUNTS)
 def test_the_real_files_have_their_published_rows(name, real_data):
-    found = sources.read(TASKS[name], SimpleNamespace(source="tsv", dir=str(real_data / "glue"), bad_rows="error"))
+    found = sources.read_tsv_folder(TASKS[name], real_data / "glue")
     assert tuple(len(rows.labels) for rows in found.values()) == REAL_COUNTS[name]
     for rows in found.values():
         assert all(rows.texts_a) and all(rows.texts_b or ["one sentence"])
@@ -173,7 +172,7 @@ def test_the_real_files_have_their_published_rows(name, real_data):
 
 def test_the_real_qnli_lacks_its_train_split(real_data):
     with pytest.raises(UserError, match=r"QNLI/train\.tsv is missing"):
-        sources.read(TASKS["qnli"], SimpleNamespace(source="tsv", dir=str(real_data / "glue"), bad_rows="error"))
+        sources.read_tsv_folder(TASKS["qnli"], real_data / "glue")
 
 
 # The hub -------------------------------------------------------------------------------------------------------------
@@ -191,7 +190,7 @@ def write_hub(folder, name, splits):
         pq.write_table(pa.table(columns), folder / file)
         lines += [f"  - split: {split}", f"    path: {file}"]
     (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
-    return SimpleNamespace(source="hub", hub_name=str(folder))
+    return str(folder)
 
 
 @pytest.fixture(autouse=True)
@@ -210,10 +209,10 @@ def hub_table(name, count):
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_from_the_hubs_layout(name, tmp_path):
     hub_splits = [hub for _, _, hub in TASKS[name].eval_splits]
-    config = write_hub(
+    hub_name = write_hub(
         tmp_path / "glue", name, {"train": hub_table(name, 4)} | dict.fromkeys(hub_splits, hub_table(name, 3))
     )
-    found = sources.read(TASKS[name], config)
+    found = sources.read_hub(TASKS[name], hub_name)
     assert [len(rows.labels) for rows in found.values()] == [4] + [3] * len(hub_splits)
     column_a, *column_b = TASKS[name].hub_columns
     assert found["train"].texts_a[3] == f"{column_a} 3"
@@ -223,18 +222,18 @@ def test_every_task_from_the_hubs_layout(name, tmp_path):
 
 def test_hub_mistakes(tmp_path):
     with pytest.raises(UserError, match=r"cannot load rte from config\.data\.hub_name=.*config\.data\.source=tsv"):
-        sources.read(TASKS["rte"], SimpleNamespace(source="hub", hub_name=str(tmp_path / "nothing")))
-    config = write_hub(tmp_path / "a", "rte", {"train": hub_table("rte", 4)})
+        sources.read_hub(TASKS["rte"], str(tmp_path / "nothing"))
+    hub_name = write_hub(tmp_path / "a", "rte", {"train": hub_table("rte", 4)})
     with pytest.raises(UserError, match="has no split 'validation' of rte: it has"):
-        sources.read(TASKS["rte"], config)
+        sources.read_hub(TASKS["rte"], hub_name)
     bad = hub_table("rte", 4) | {"label": [0, 1, -1, 0]}
-    config = write_hub(tmp_path / "b", "rte", {"train": bad, "validation": bad})
+    hub_name = write_hub(tmp_path / "b", "rte", {"train": bad, "validation": bad})
     with pytest.raises(UserError, match="rte train, row 2: the label is -1; allowed: 0 to 1"):
-        sources.read(TASKS["rte"], config)
+        sources.read_hub(TASKS["rte"], hub_name)
     lacking = {k: v for k, v in hub_table("rte", 4).items() if k != "sentence2"}
-    config = write_hub(tmp_path / "c", "rte", {"train": lacking, "validation": lacking})
+    hub_name = write_hub(tmp_path / "c", "rte", {"train": lacking, "validation": lacking})
     with pytest.raises(UserError, match="has no column 'sentence2'"):
-        sources.read(TASKS["rte"], config)
+        sources.read_hub(TASKS["rte"], hub_name)
 
 
 # The built-in corpus -------------------------------------------------------------------------------------------------
@@ -281,10 +280,6 @@ def test_glue_names_stand_for_the_built_in_task_of_their_kind():
 # The tokenizer -------------------------------------------------------------------------------------------------------
 
 
-def tokenizer_config(**keys):
-    return SimpleNamespace(**({"tokenizer": "", "source": "tsv", "dir": "", "max_len": 128} | keys))
-
-
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "film", "##s", "good", ".", "bad"]
 
 
@@ -296,7 +291,7 @@ def vocab_file(tmp_path):
 
 
 def test_wordpieces_types_and_truncation(vocab_file):
-    tok = tokenizer.load(tokenizer_config(tokenizer=str(vocab_file)), [])
+    tok = tokenizer.load(str(vocab_file))
     assert tok.vocab_size == len(VOCABULARY)
     ids, types, offsets = tok.encode(["A good films .", "zebra"], ["bad", "film"], 16)
     first = [VOCABULARY[i] for i in ids[: offsets[1]]]
@@ -310,7 +305,7 @@ def test_wordpieces_types_and_truncation(vocab_file):
 
 
 def test_the_real_vocabulary_gives_the_ids_of_bert_base_uncased(real_data):
-    tok = tokenizer.load(tokenizer_config(dir=str(real_data / "glue")), [])
+    tok = tokenizer.load(str(tokenizer.vocabulary_beside(real_data / "glue")))
     assert tok.vocab_size == 30522
     ids, _, _ = tok.encode(["Hello, my dog is cute"], None, 128)
     assert list(ids) == [101, 7592, 1010, 2026, 3899, 2003, 10140, 102]  # as transformers' documentation prints them
@@ -319,10 +314,10 @@ def test_the_real_vocabulary_gives_the_ids_of_bert_base_uncased(real_data):
 def test_a_folder_saved_by_us_is_loaded_by_transformers_and_by_us(vocab_file, tmp_path):
     import transformers
 
-    tok = tokenizer.load(tokenizer_config(tokenizer=str(vocab_file)), [])
+    tok = tokenizer.load(str(vocab_file))
     tok.save(tmp_path / "saved")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
-    ours = tokenizer.load(tokenizer_config(tokenizer=str(tmp_path / "saved")), [])
+    ours = tokenizer.load(str(tmp_path / "saved"))
     ids, _, _ = tok.encode(["a good film"], ["bad ."], 32)
     assert (
         theirs("a good film", "bad .")["input_ids"] == list(ids) == list(ours.encode(["a good film"], ["bad ."], 32)[0])
@@ -332,7 +327,7 @@ def test_a_folder_saved_by_us_is_loaded_by_transformers_and_by_us(vocab_file, tm
 
 def test_the_trained_vocabulary_is_the_same_in_every_process(tmp_path):
     texts = ["red green", "green blue", "blue red rare"]
-    first, again = (tokenizer.load(tokenizer_config(source="builtin"), texts) for _ in range(2))
+    first, again = (tokenizer.train(texts) for _ in range(2))
     assert first.identity == again.identity
     ids, _, _ = first.encode(["rare red"], None, 32)
     tokens = [first.backend.id_to_token(int(i)) for i in ids]
@@ -349,7 +344,7 @@ def test_the_trained_vocabulary_is_the_same_in_every_process(tmp_path):
 def test_tokenizer_mistakes(name, says, tmp_path):
     (tmp_path / "vocab.txt").write_text("hello\nworld\n")
     with pytest.raises(UserError) as error:
-        tokenizer.load(tokenizer_config(tokenizer=str(tmp_path / name)), [])
+        tokenizer.load(str(tmp_path / name))
     assert says in str(error.value)
 
 
@@ -417,49 +412,49 @@ def test_evaluation_sees_every_example_once():
         assert batch["weights"].sum() == len(rows) and list(batch["labels"][: len(rows)]) == list(rows)
 
 
-def test_buckets_of_a_config(small_config):
-    small_config.data.max_len = 100
-    assert batching.resolve_buckets(small_config) == (16, 32, 64, 100)
-    small_config.data.buckets = (50, 100)
-    assert batching.resolve_buckets(small_config) == (50, 100)
+def test_buckets():
+    assert batching.resolve_buckets(100) == (16, 32, 64, 100)
+    assert batching.resolve_buckets(100, (50, 100)) == (50, 100)
 
 
 # Loading and the cache -----------------------------------------------------------------------------------------------
 
 
+def load(config):
+    return inputs.load_data(inputs.resolve(config, {})[0])
+
+
 def test_load_caches_the_tokens_and_survives_a_broken_cache(small_config, tmp_path, monkeypatch, caplog):
     small_config.data.cache_dir = str(tmp_path / "cache")
-    config, _ = config_lib.resolve(small_config, {})
-    first = data.load(config)
+    first = load(small_config)
     files = sorted((tmp_path / "cache").glob("*.npz"))
     assert len(files) == 2
     with monkeypatch.context() as patch:
         patch.setattr(tokenizer.Tokenizer, "encode", lambda *_: pytest.fail("tokenised twice"))
-        again = data.load(config)
+        again = load(small_config)
     for a, b in zip(first.train, again.train, strict=True):
         np.testing.assert_array_equal(a, b)
     files[0].write_bytes(files[0].read_bytes()[:100])
     with caplog.at_level(logging.WARNING, logger="absl"):
-        np.testing.assert_array_equal(data.load(config).train.ids, first.train.ids)
-    assert "tokenising again" in caplog.text
+        np.testing.assert_array_equal(load(small_config).train.ids, first.train.ids)
+    assert "making it again" in caplog.text
     changed = small_config.copy_and_resolve_references()
     changed.data.max_len = 16
-    assert data.load(config_lib.resolve(changed, {})[0]).train.lengths.max() <= 16
+    assert load(changed).train.lengths.max() <= 16
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(small_config, tmp_path, caplog):
     (tmp_path / "cache").write_text("a file where the folder should be")
     small_config.data.cache_dir = str(tmp_path / "cache" / "below")
     with caplog.at_level(logging.WARNING, logger="absl"):
-        assert len(data.load(config_lib.resolve(small_config, {})[0]).train) == 150
-    assert "cannot write the token cache" in caplog.text
+        assert len(load(small_config).train) == 150
+    assert "cannot write the cache" in caplog.text
 
 
 def test_the_head_of_the_training_data(small_config):
-    config, _ = config_lib.resolve(small_config, {})
-    whole = data.load(config)
+    whole = load(small_config)
     small_config.data.max_train_examples = 40
-    head = data.load(config_lib.resolve(small_config, {})[0])
+    head = load(small_config)
     assert len(head.train) == 40 and len(head.evals["dev"]) == 50
     np.testing.assert_array_equal(head.train.ids, whole.train.ids[: head.train.offsets[-1]])
     assert "40 train, 50 dev" in head.description
@@ -468,12 +463,66 @@ def test_the_head_of_the_training_data(small_config):
 def test_a_batch_larger_than_the_data_is_a_mistake(small_config):
     small_config.train.batch_size = 151
     with pytest.raises(UserError, match=r"config\.train\.batch_size is 151, more than the 150 .*allowed: 1 to 150"):
-        data.load(config_lib.resolve(small_config, {})[0])
+        load(small_config)
 
 
 def test_the_token_cache_is_readable_without_pickle(small_config, tmp_path):
     small_config.data.cache_dir = str(tmp_path)
-    data.load(config_lib.resolve(small_config, {})[0])
+    load(small_config)
     for path in tmp_path.glob("*.npz"):
         with np.load(path, allow_pickle=False) as saved:
-            assert json.dumps(sorted(saved.files)) == '["ids", "offsets", "types"]'
+            assert json.dumps(sorted(saved.files)) == '["ids", "offsets", "sha256", "types"]'
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens"),
+    [
+        ({}, ["Der", "Hund"]),
+        ({"do_lower_case": True}, ["der", "[UNK]"]),
+        ({"do_lower_case": False}, ["Der", "Hund"]),
+        ({"do_lower_case": False, "unk_token": {"content": "<unk>"}}, ["Der", "Hund"]),
+    ],
+)
+def test_a_vocabulary_is_read_as_its_tokenizer_config_says(settings, tokens, tmp_path):
+    words = ["[PAD]", "[UNK]", "<unk>", "[CLS]", "[SEP]", "[MASK]", "Der", "Hund", "der", "caf\u00e9", "cafe"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    if settings:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    for name in (tmp_path, tmp_path / "vocab.txt"):
+        ids, _, _ = tokenizer.load(str(name)).encode(["Der Hund", "caf\u00e9 x"], None, 8)
+        assert [words[i] for i in ids[1:3]] == tokens
+    accents = "cafe" if settings.get("do_lower_case") else "caf\u00e9"
+    assert words[ids[5]] == accents and words[ids[6]] == ("<unk>" if "unk_token" in settings else "[UNK]")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nfilm\ngood\nfilm\n", "line 7 repeats the token 'film' of line 5"),
+        (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nfilm\r\ngood\nfilm \n", "line 7 repeats the token 'film' of line 5"),
+        (b"[PAD]\n[UNK]\n\n[CLS]\n[SEP]\nfilm\n", "line 3 is blank"),
+        (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nfi\xfflm\n", "vocab.txt is not text in UTF-8"),
+    ],
+)
+def test_a_vocabulary_whose_lines_are_no_tokens_is_told(content, says, tmp_path):
+    (tmp_path / "vocab.txt").write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(says)):
+        tokenizer.load(str(tmp_path / "vocab.txt"))
+
+
+def test_blank_lines_at_the_end_of_a_vocabulary_do_no_harm(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join([*VOCABULARY, "", ""]))
+    tok = tokenizer.load(str(tmp_path / "vocab.txt"))
+    ids, _, _ = tok.encode([" ".join(VOCABULARY[5:])], None, 64)
+    assert ids.max() < tok.vocab_size
+
+
+def test_a_saved_tokenizer_does_not_depend_on_what_was_encoded(vocab_file, tmp_path):
+    used = tokenizer.load(str(vocab_file))
+    used.encode(["a film"], None, 8)
+    padded = tokenizer.load(str(vocab_file))
+    padded.backend.enable_padding(length=128)  # as a checkpoint's tokenizer.json may say
+    for name, tok in (("fresh", tokenizer.load(str(vocab_file))), ("used", used), ("padded", padded)):
+        tok.save(tmp_path / name)
+    texts = {(tmp_path / name / "tokenizer.json").read_bytes() for name in ("fresh", "used", "padded")}
+    assert len(texts) == 1

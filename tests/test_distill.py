@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from test_train import assert_same_trees, numbers, saved_state, stop_at
 
-from prune_jax import config as config_lib
-from prune_jax import data, distill, export, train, workdir
-from prune_jax import state as state_lib
 from prune_jax.errors import Stopped, UserError
+from prune_jax.run import distill, inputs, train, workdir
+from prune_jax.run import state as state_lib
+from prune_jax.run.commands import export
 
 KEY = jax.random.key(0)
 
@@ -41,8 +41,8 @@ def student(run, **distillation):
 
 
 def loaded(config):
-    config, _ = config_lib.resolve(config, {})
-    dataset = data.load(config)
+    config, _ = inputs.resolve(config, {})
+    dataset = inputs.load_data(config)
     return config, dataset, distill.load(config, dataset)
 
 
@@ -108,7 +108,7 @@ def test_the_loss_weighs_labels_and_soft_targets_over_the_real_rows(teacher):
     params, gates = found.variables["params"], found.variables["gates"]
     value = distill.training_loss(config.distill, found)(found.model, params, gates, batch, None, None)
     logits = state_lib.apply(found.model, params, gates, batch)
-    hard = state_lib.example_losses(logits, batch["labels"], False)
+    hard = found.model.losses(logits, batch)
     soft = distill.soft_losses(logits, batch[distill.LOGITS], 2.0, False)
     np.testing.assert_allclose(value, np.mean(0.75 * hard[:5] + 0.25 * soft[:5]), rtol=1e-5)
 
@@ -148,7 +148,8 @@ def test_a_checkpoint_teaches_in_the_order_of_the_tasks_labels(teacher, tmp_path
         distill.load(config, dataset)
 
 
-@pytest.mark.parametrize("hidden_weight", [0.0, 1.0])  # by the logits alone; with the teacher in the step
+# By the logits alone; with the teacher in the step.
+@pytest.mark.parametrize("hidden_weight", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
 def test_a_stopped_run_resumes_with_the_cached_logits_to_equal_numbers(teacher, hidden_weight, tmp_path, monkeypatch):
     def run(name):
         config = student(teacher, hidden_weight=hidden_weight)
@@ -189,7 +190,7 @@ def test_images_have_teachers_too(small_config, tmp_path):
     ("changes", "message"),
     [
         ({"distill.teacher": "/nowhere"}, r"config\.distill\.teacher.*'/nowhere'"),
-        ({"data.task": "pair"}, "its task is single, and config.data.task is pair"),
+        ({"data.task": "pair"}, "its task is single, and this run.s is pair"),
         ({"data.builtin_seed": 5}, "another vocabulary"),
         ({"distill.hidden_weight": 1.0, "model.d_model": 32}, "needs the same d_model: 16 there, 32 here"),
         ({"distill.attention_weight": 1.0, "model.num_layers": 3}, "as many layers, or a multiple: 2 there, 3 here"),

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from prune_jax import evaluate
 from prune_jax.data import batching
 from prune_jax.data.glue import BUILTIN_TASKS, TASKS
+from prune_jax.run import evaluate, train
 
 
 def one_hot(predicted, width=2):
@@ -65,3 +65,13 @@ def test_padding_rows_are_not_counted():
     found, loss = evaluate.metrics(task, logits, split.labels), losses.mean()
     assert found == {"accuracy": 1.0} and loss == 0.5
     assert sum(sizes) > len(lengths)
+
+
+def test_a_step_is_no_larger_than_the_data(small_config, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        batching, "eval_batches", lambda *args, original=batching.eval_batches: asked.append(args[1]) or original(*args)
+    )
+    small_config.train.eval_batch_size, small_config.train.epochs = 10_000_000, 1
+    train.train_and_evaluate(small_config, tmp_path / "run")
+    assert set(asked) == {50}

@@ -1,16 +1,14 @@
-"""Gates: what a closed gate does, exact selection against NumPy, samples that can be drawn again."""
-
-from unittest import mock
+"""Gates: who has one, what a closed one does, samples that can be drawn again."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from prune_jax import gates as gates_lib
 from prune_jax.models import Bert, BertConfig, GatedDense
+from prune_jax.pruning import gates as gates_lib
+from prune_jax.pruning import plan as plan_lib
+from prune_jax.run import state as state_lib
 
 CFG = BertConfig(vocab_size=50, num_layers=2, d_model=16, num_heads=2, d_ff=32, dropout=0.0)
 IDS = jnp.arange(24).reshape(2, 12) % 50
@@ -29,10 +27,13 @@ def test_gates_mirror_the_kernels_and_nothing_else():
     assert paths == kernels
     for gate, kernel in zip(jax.tree.leaves(gates), jax.tree.leaves(gates_lib.kernels(params, gates)), strict=True):
         assert gate.shape == kernel.shape and gate.dtype == bool and bool(gate.all())
-    assert gates_lib.present_types(gates) == (
+    assert state_lib.make_plan(Bert(CFG), gates, "unstructured", "local").type_indices(gates)[0] == (
         "query", "key", "value", "attention_output", "ffn_hidden", "ffn_output", "classifier",
     )  # fmt: skip
-    assert gates_lib.layer_types(init(BertConfig(50, 1, 16, 2, 32, 1, regression=True))[1])[-2:] == ["regressor"] * 2
+    regression = BertConfig(50, 1, 16, 2, 32, 1, regression=True)
+    gates = init(regression)[1]
+    plan = state_lib.make_plan(Bert(regression), gates, "unstructured", "local")
+    assert plan.layer_types(gates)[-2:] == ["regressor"] * 2
 
 
 def test_closed_gates_behave_as_removed_weights_and_get_no_gradient():
@@ -70,79 +71,6 @@ def test_float_gates_scale_and_missing_gates_mean_dense():
     np.testing.assert_allclose(layer.apply({"params": variables["params"]}, x), x @ kernel, rtol=1e-6)
 
 
-def reference_must_close(scores, opened, k):
-    """NumPy's view of a selection: what closes for sure, and how many of which ties."""
-    threshold = np.partition(scores[opened], k - 1)[k - 1]
-    sure = opened & (scores < threshold)
-    return sure, opened & (scores == threshold), k - sure.sum()
-
-
-@pytest.mark.parametrize("on_host", [True, False])  # False: the selection that accelerators use
-@settings(max_examples=25, deadline=None)
-@given(
-    shape=st.tuples(st.integers(1, 40), st.integers(1, 40)),
-    levels=st.integers(1, 50),
-    closed=st.floats(0, 0.9),
-    target=st.floats(0, 1),
-    seed=st.integers(0, 2**31),
-)
-def test_close_lowest_equals_numpy_partition_with_ties(on_host, shape, levels, closed, target, seed):
-    rng = np.random.default_rng(seed)
-    scores = (rng.integers(-levels, levels + 1, shape) / 7).astype(np.float32)
-    gates = rng.random(shape) >= closed
-    trees = {"a": jnp.asarray(gates)}, {"a": jnp.asarray(scores)}
-    with mock.patch.object(gates_lib, "_on_host", lambda leaves: on_host):
-        new = np.asarray(gates_lib.close_lowest(*trees, target, jax.random.key(seed))["a"])
-    assert not (new & ~gates).any(), "a mask reopened"
-    k = round(target * gates.size) - (~gates).sum()
-    if k <= 0:
-        np.testing.assert_array_equal(new, gates)
-        return
-    assert (~new).sum() == round(target * gates.size)
-    sure, ties, among_ties = reference_must_close(scores, gates, k)
-    assert not new[sure].any()
-    assert (gates & ~new & ~sure & ~ties).sum() == 0
-    assert (ties & ~new).sum() == among_ties
-
-
-@pytest.mark.parametrize("on_device", [False, True])
-def test_global_scope_ranks_all_kernels_together(on_device, monkeypatch):
-    if on_device:  # the selection that accelerators use
-        monkeypatch.setattr(gates_lib, "_on_host", lambda leaves: False)
-    rng = np.random.default_rng(0)
-    scores = {"a": rng.normal(size=(30, 20)), "b": 3 * rng.normal(size=(50,)), "c": np.zeros((4, 4))}
-    scores = {name: jnp.asarray(value, jnp.float32) for name, value in scores.items()}
-    gates = {name: jnp.ones(value.shape, bool) for name, value in scores.items()}
-    new = gates_lib.close_lowest(gates, scores, 0.5, jax.random.key(0), "global")
-    flat = np.concatenate([np.asarray(scores[n]).ravel() for n in scores])
-    kept = np.concatenate([np.asarray(new[n]).ravel() for n in scores])
-    threshold = np.partition(flat, len(flat) // 2 - 1)[len(flat) // 2 - 1]
-    np.testing.assert_array_equal(kept, flat > threshold)
-    assert gates_lib.sparsity(new) == pytest.approx(0.5, abs=1 / len(flat))
-
-
-def test_ties_fall_at_random_and_by_the_key():
-    gates, scores = {"a": jnp.ones(1000, bool)}, {"a": jnp.zeros(1000)}
-    runs = [np.asarray(gates_lib.close_lowest(gates, scores, 0.5, jax.random.key(i))["a"]) for i in (0, 0, 1)]
-    np.testing.assert_array_equal(runs[0], runs[1])
-    assert 350 < (runs[0] != runs[2]).sum() < 650
-    assert 200 < (~runs[0][:500]).sum() < 300, "the ties are not spread over the kernel"
-
-
-def test_close_lowest_knows_infinities_negative_zero_and_nan():
-    scores = jnp.array([jnp.nan, jnp.inf, -jnp.inf, -0.0, 0.0, -1.0, 1e-40])
-    order = [2, 5]  # -inf, -1, then the two zeros tie
-    for k, expected in ((1, order[:1]), (2, order[:2]), (4, [2, 5, 3, 4]), (6, [2, 5, 3, 4, 6, 1])):
-        new = gates_lib.close_lowest({"a": jnp.ones(7, bool)}, {"a": scores}, k / 7, jax.random.key(0))["a"]
-        assert set(np.flatnonzero(~np.asarray(new))) == set(expected)
-
-
-@pytest.mark.parametrize(("target", "scope", "message"), [(1.1, "local", "1.1"), (0.5, "layer", "layer")])
-def test_close_lowest_refuses(target, scope, message):
-    with pytest.raises(ValueError, match=message):
-        gates_lib.close_lowest({"a": jnp.ones(2, bool)}, {"a": jnp.ones(2)}, target, jax.random.key(0), scope)
-
-
 def test_layer_sparsity_and_count():
     gates = {"m": {"kernel": jnp.array([[True, False], [False, False]])}, "n": {"kernel": jnp.ones(4, bool)}}
     assert gates_lib.count(gates) == 8
@@ -174,3 +102,92 @@ def test_sampling_is_uniform_over_the_kernel():
     hits = sum(np.asarray(draw(jnp.int32(step))["a"]["kernel"]).astype(int) for step in range(300))
     z = (hits - 30) / np.sqrt(300 * 0.1 * 0.9)
     assert abs(z.mean()) < 0.06 and 0.9 < z.std() < 1.1 and np.abs(z).max() < 6
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "kernel"),
+    [
+        ("dense/kernel", (2, 3), True),
+        ("normal_init/kernel", (2, 3), True),
+        ("layers/0/weight", (2, 3), True),
+        ("0/0", (2, 3), True),
+        ("", (2, 3), True),
+        ("w", (4, 4, 4), True),
+        ("dense/bias", (2, 3), False),  # of DenseGeneral, or stacked
+        ("attention_norm/scale", (2, 3), False),
+        ("LayerNorm_0/scale", (2, 3), False),
+        ("ln_1/weight", (2, 3), False),
+        ("ln1/weight", (2, 3), False),
+        ("batch_norm/weight", (2, 3), False),
+        ("bn1/weight", (2, 3), False),
+        ("token_embedding/embedding", (9, 3), False),
+        ("pos_emb", (9, 3), False),
+        ("dense/kernel", (3,), False),
+        ("dense/kernel", (), False),
+    ],
+)
+def test_who_is_a_kernel(name, shape, kernel):
+    assert gates_lib.is_kernel(name, jnp.zeros(shape)) == kernel
+    assert gates_lib.is_kernel(name, jnp.zeros(shape, jnp.bfloat16)) == kernel
+    assert not gates_lib.is_kernel(name, jnp.zeros(shape, jnp.int32))
+    assert not gates_lib.is_kernel(name, jnp.zeros(shape, jnp.complex64))
+
+
+def test_leaves_without_a_gate_are_none_and_empty_kernels_count_for_nothing():
+    params = {"a": {"kernel": jnp.ones((0, 3)), "bias": jnp.ones(3)}, "b": [jnp.ones((2, 2)), None, jnp.ones(2)]}
+    gates = gates_lib.open_gates(params)
+    assert gates["a"]["bias"] is None and gates["b"][1] is None and gates["b"][2] is None
+    assert gates["a"]["kernel"].shape == (0, 3) and gates["b"][0].dtype == bool
+    assert gates_lib.layer_sparsity(gates) == {"a": 0.0, "b/0": 0.0}
+    assert gates_lib.sparsity(gates) == 0.0
+    for empty in ({}, {"a": None}, {"a": jnp.ones((0, 3), bool)}):
+        assert gates_lib.sparsity(empty) == 0.0 and float(jax.jit(gates_lib.share_closed)(empty)) == 0.0
+
+
+def test_kernels_and_masked_go_by_name():
+    params = {"a": [jnp.full((1, 2), 3.0), jnp.ones(2)], "b": jnp.ones((1, 1))}
+    gates = {"a": [jnp.array([[True, False]]), None], "b": None}
+    (kernel,) = jax.tree.leaves(gates_lib.kernels(params, gates))
+    np.testing.assert_array_equal(kernel, params["a"][0])
+    masked = gates_lib.masked(params, gates)
+    np.testing.assert_array_equal(masked["a"][0], [[3.0, 0.0]])
+    assert masked["b"] is params["b"] and masked["a"][1] is params["a"][1]
+    with pytest.raises(KeyError, match="a/0"):
+        gates_lib.kernels({"b": params["b"]}, gates)
+
+
+def test_matching_takes_the_first_pattern_and_refuses_what_matches_nothing():
+    names = ["layer_0/query/kernel", "layer_1/query/kernel", "head/kernel"]
+    assert gates_lib.matching({"layer_1": 1, "query": 2}, names) == {names[1]: 1, names[0]: 2}
+    with pytest.raises(ValueError, match="the rule 'qurey' matches no weight; the weights are layer_0/query/kernel"):
+        gates_lib.matching({"qurey": 1}, names)
+    with pytest.raises(ValueError, match=r"the rule '\(' is no regular expression"):
+        gates_lib.matching({"(": 1}, names)
+    with pytest.raises(ValueError, match="and 4 more"):
+        gates_lib.matching({"x": 1}, [f"layer_{i}" for i in range(12)])
+
+
+def test_nothing_asks_for_a_cpu_that_the_platform_may_not_have(monkeypatch):
+    """JAX_PLATFORMS=cuda has no CPU backend: asking for one raises."""
+    devices = jax.devices
+
+    def no_cpu(backend=None):
+        if backend == "cpu":
+            raise RuntimeError("Unknown backend cpu")
+        return devices(backend)
+
+    monkeypatch.setattr(jax, "devices", no_cpu)
+    monkeypatch.setattr(jax, "local_devices", lambda *_, backend=None, **__: no_cpu(backend))
+    gates = {"a": jnp.ones((4, 5), bool)}
+    plan = plan_lib.make(gates)
+    closed = plan.close(gates, {"a": jnp.arange(20.0).reshape(4, 5)}, 0.5, jax.random.key(0))
+    assert gates_lib.sparsity(closed) == 0.5
+    np.testing.assert_array_equal(np.asarray(closed["a"]).ravel(), np.arange(20) >= 10)
+
+
+def test_the_closed_share_of_many_gates_is_exact_to_a_float32():
+    """More gates than a float32 counts, of which few are closed, and more than an int32 counts."""
+    gates = {"w": jnp.ones((4099, 4099), bool).at[0, :5].set(False)}
+    assert float(gates_lib.share_closed(gates)) == np.float32(5 / 4099**2)
+    huge = [jax.ShapeDtypeStruct((2**16, 2**15), bool)] * 2
+    assert jax.eval_shape(gates_lib.share_closed, huge).dtype == jnp.float32

@@ -3,6 +3,8 @@
 import functools
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -15,10 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prune_jax import config as config_lib
-from prune_jax import initial
 from prune_jax.errors import UserError
-from prune_jax.models import Bert, BertConfig, hf
+from prune_jax.export import hf
+from prune_jax.models import Bert, BertConfig
 from prune_jax.models.bert import ACTIVATIONS
+from prune_jax.run import initial, inputs
 
 GEOMETRY = {
     "model_type": "bert",
@@ -197,12 +200,12 @@ def test_half_precision_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "roberta"}, "its model_type is 'roberta'; allowed: 'bert'"),
+        ({"model_type": "albert"}, "its model_type is 'albert'; allowed: 'bert', 'roberta', 'distilbert', 'electra'"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'; allowed: 'absolute'"),
         ({"is_decoder": True, "add_cross_attention": True}, "is_decoder is True; allowed: False; add_cross_attention"),
         ({"hidden_act": "xielu"}, "hidden_act is 'xielu'; allowed: gelu, "),
         ({"num_attention_heads": 3}, "num_attention_heads is 3, no divisor of hidden_size 16"),
-        ({"layer_heads": [4, 5]}, "layer_heads is [4, 5]; allowed: 2 whole numbers from 0 to 4, one a layer"),
+        ({"layer_heads": [4, 5]}, "layer_heads is [4, 5]; allowed: 2 whole numbers from 0 to 4, one per layer"),
         ({"pooler_width": 17}, "pooler_width is 17; allowed: a whole number from 0 to 16"),
         ({"hidden_size": "16"}, "hidden_size is '16'; allowed: a positive whole number"),
         ({"architectures": "Bert"}, "architectures is 'Bert'; allowed: a list of names"),
@@ -227,7 +230,7 @@ def test_one_message_lists_all_tensors_that_differ(tmp_path):
     text = str(error.value)
     assert "encoder.layer.0.intermediate.dense.weight is (24, 16), and config.json makes it (30, 16)" in text
     assert "embeddings.LayerNorm.weight is missing" in text
-    assert "encoder.layer.0.crossattention.self.query.weight has no place in a BERT" in text
+    assert "encoder.layer.0.crossattention.self.query.weight has no place in a Bert" in text
 
 
 def test_no_pickle_is_read_and_rubbish_is_told(tmp_path):
@@ -241,29 +244,143 @@ def test_no_pickle_is_read_and_rubbish_is_told(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="is not a JSON file"):
         hf.read_config(str(tmp_path))
-    with pytest.raises(UserError, match="there is no such folder, and it is no name on the hub"):
+    with pytest.raises(UserError, match="there is no such folder, and it cannot be a name on the hub"):
         hf.read_config(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize("placed", [[], {}, 5, None, "x", {"a": 5}, {"a": None}, {"a": ["x"]}, {"a": "../model"}])
+def test_an_index_of_another_form_is_told(placed, tmp_path):
+    write(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "x.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
+    with pytest.raises(UserError, match=r"model.safetensors.index.json (is not an index|names '../model'; allowed)"):
+        hf.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_deeply_nested_json_is_told(name, tmp_path):
+    write(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "x.safetensors")
+    (tmp_path / name).write_text('{"weight_map":' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(UserError, match=f"{name} is not a JSON file"):
+        hf.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["F8_E4M3", "F8_E5M2"])
+def test_float8_weights_are_told(kind, tmp_path):
+    write(tmp_path)
+    header = json.dumps({"odd": {"dtype": kind, "shape": [2, 2], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(UserError, match=rf"the tensor odd is of dtype {kind}; allowed: float32"):
+        hf.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("key", ["model.init_from", "distill.teacher"])
+def test_weights_that_are_not_finite_are_told_before_the_run(key, small_config, tmp_path):
+    from prune_jax.run import folder as runs
+    from prune_jax.run import train
+
+    config = small_config
+    config.train.epochs = 1
+    train.train_and_evaluate(config, tmp_path / "dense")
+    network = runs.load(tmp_path / "dense")
+    network.params["layer_0"]["query"]["kernel"][0, :2] = np.nan, np.inf
+    (tmp_path / "run").mkdir()
+    runs.write(tmp_path / "run", network)
+    room, name = key.split(".")
+    config[room][name] = str(tmp_path / "run")
+    with pytest.raises(UserError, match="layer_0/query/kernel has 2 weights that are not finite"):
+        train.train_and_evaluate(config, tmp_path / "next")
+    assert not (tmp_path / "next").exists()
 
 
 def test_a_hub_name_goes_through_the_hubs_cache(tmp_path, monkeypatch):
     params = write(tmp_path)
 
-    def download(repo, name):
-        assert repo == "someone/bert"
+    def download(repo, name, revision):
+        assert repo == "someone/bert" and revision in (None, "v2.0")
         if not (tmp_path / name).is_file():
             raise EntryNotFoundError("404")
         return str(tmp_path / name)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert_same(hf.load("someone/bert"), params)
+    assert_same(hf.load("someone/bert@v2.0"), params)
     assert hf.tokenizer("someone/bert") == "someone/bert" and hf.tokenizer(str(tmp_path)) == ""
 
-    def offline(repo, name):
+    def offline(repo, name, revision):
         raise LocalEntryNotFoundError("cannot reach the hub")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     with pytest.raises(UserError, match=r"the hub does not give its config.json: cannot reach the hub"):
         hf.load("someone/bert")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "module.bert.", "0.auto_model.", "model.bert."])
+def test_what_wraps_a_model_and_lies_beside_it_does_not_matter(prefix, tmp_path):
+    def wrapped(name):
+        root = prefix.removesuffix("bert.")
+        return prefix + name.removeprefix("bert.") if name.startswith("bert.") else root + name
+
+    beside = {prefix.removesuffix("bert.") + "loss.weight": np.ones(3, np.float32)}
+    params = write(tmp_path, rename=wrapped, tensors=beside)
+    found = hf.load_for(str(tmp_path), ())
+    assert_same(found.params, params)
+    assert found.left_out == "left out: loss (1 tensors)"
+
+
+def test_masks_of_torch_are_gates(tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from torch.nn.utils import prune
+
+    write(tmp_path)
+    theirs = transformers.BertForSequenceClassification.from_pretrained(tmp_path)
+    dense = theirs.bert.encoder.layer[1].intermediate.dense
+    prune.random_unstructured(dense, "weight", 5)  # so few that nobody would take zeros for gates
+    prune.random_unstructured(theirs.bert.embeddings.word_embeddings, "weight", 3)
+    safetensors.numpy.save_file(
+        {name: np.ascontiguousarray(x.detach().numpy()) for name, x in theirs.state_dict().items()},
+        tmp_path / "model.safetensors",
+    )
+    batch = random_batch(np.random.default_rng(0), 40, 2, 3, 9)
+    model = Bert(BertConfig(**{**hf.read_config(str(tmp_path)), "layer_heads": (), "layer_ffn": ()}))
+    blank = model.init(jax.random.key(9), *model.example_inputs())
+    with torch.no_grad():
+        expected = theirs.eval()(**{name: torch.from_numpy(x).long() for name, x in batch.items()}).logits.numpy()
+    for keep, closed in (("auto", 5), ("never", 0)):
+        start = initial.start(str(tmp_path), "best", model, ("negative", "positive"), keep_zeros=keep)
+        params, gates = start.into(blank["params"], blank["gates"])
+        gate = gates["layer_1"]["ffn_hidden"]["kernel"]
+        assert sum(int(np.sum(~gate)) for gate in jax.tree.leaves(gates)) == closed
+        if closed:
+            np.testing.assert_array_equal(gate, dense.weight_mask.numpy().T != 0)
+            assert "its 1 masks close 1.30 % of their weights (config.model.keep_zeros)" in start.line
+        ours = model.apply({"params": params, "gates": gates}, *(batch[name] for name in model.inputs))
+        np.testing.assert_allclose(ours, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
+
+
+def test_a_config_that_leaves_out_what_is_plain(tmp_path):
+    params = write(tmp_path, {"model_type": None, "architectures": None, "type_vocab_size": 2}, labels=3)
+    assert_same(hf.load(str(tmp_path)), params)  # with its classifier, as transformers would load it
+    write(tmp_path, {"architectures": None}, drop=("bert.pooler",))
+    assert "classifier" not in hf.load(str(tmp_path))  # of tokens: a classifier of sequences has a pooler
+    write(tmp_path, {"model_type": None, "architectures": None})
+    with pytest.raises(UserError, match="its model_type is None; allowed: 'bert'"):
+        hf.load(str(tmp_path))
+
+
+def test_pickles_are_converted_by_the_command_that_is_told(tmp_path):
+    torch = pytest.importorskip("torch")
+    params = write(tmp_path)
+    tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({name: torch.from_numpy(x) for name, x in tensors.items()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="With torch installed, this writes") as error:
+        hf.load(str(tmp_path))
+    command = str(error.value).split("python -c ")[1]
+    subprocess.run(f"{sys.executable} -c {command}", shell=True, check=True)
+    assert_same(hf.load(str(tmp_path)), params)
 
 
 # Labels --------------------------------------------------------------------------------------------------------------
@@ -292,7 +409,9 @@ ABC = ("entailment", "neutral", "contradiction")
 )
 def test_classes_come_in_the_order_of_the_tasks_labels(changes, labels, order, tmp_path):
     params = write(tmp_path, changes, labels=3)
-    found, note = hf.load_for(str(tmp_path), labels)
+    found, _, _, note, unnamed = hf.load_for(str(tmp_path), labels)
+    nobodys = (None, named("LABEL_0", "LABEL_1", "LABEL_2")["id2label"])
+    assert unnamed == (changes.get("id2label") in nobodys and not isinstance(changes.get("label2id"), dict))
     if order is None:
         assert "classifier" not in found and note.startswith("its own classifier is of ")
         return
@@ -303,17 +422,20 @@ def test_classes_come_in_the_order_of_the_tasks_labels(changes, labels, order, t
 
 
 def test_the_log_says_what_became_of_the_classifier(tmp_path):
-    blank = write(tmp_path)
+    write(tmp_path)
+    model = Bert(BertConfig(**{**hf.read_config(str(tmp_path)), "layer_heads": (), "layer_ffn": ()}, num_labels=2))
+    blank = model.init(jax.random.key(9), *model.example_inputs())["params"]
     for changes, says in (
         ({}, "; its classifier"),
         (named("positive", "negative"), "; its classifier, positive, negative there, in this task's order"),
         (named("cat", "dog"), "; a new classifier; its own classifier is of cat, dog, not of negative, positive"),
     ):
         params = write(tmp_path, changes)
-        (found, _), line = initial.network(str(tmp_path), "best", blank, {}, ("negative", "positive"))
-        assert line == f"initial   {tmp_path}{says}"
-        flipped = params["classifier"]["kernel"][:, ::-1] if "order" in says else blank["classifier"]["kernel"]
-        np.testing.assert_array_equal(found["classifier"]["kernel"], flipped)
+        start = initial.start(str(tmp_path), "best", model, ("negative", "positive"))
+        found, _ = start.into(blank, {})
+        assert start.line == f"initial   {tmp_path}{says}"
+        kernel = (blank if "new" in says else params)["classifier"]["kernel"]
+        np.testing.assert_array_equal(found["classifier"]["kernel"], kernel[:, ::-1] if "order" in says else kernel)
 
 
 # In a run ------------------------------------------------------------------------------------------------------------
@@ -329,28 +451,30 @@ def follow(config, folder):
 def test_a_config_follows_the_checkpoint_and_a_contradiction_names_both_values(small_config, tmp_path):
     write(tmp_path, {"hidden_act": "relu", "layer_norm_eps": 1e-5, "pruned_heads": {"1": [0, 2]}})
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n")
-    found, _ = config_lib.resolve(follow(small_config, tmp_path), {})
+    found, _ = inputs.resolve(follow(small_config, tmp_path), {})
     model = found.model
     assert (model.num_layers, model.d_model, model.num_heads, model.d_ff) == (2, 16, 4, 24)
     assert (model.activation, model.layer_norm_eps, model.type_vocab_size) == ("relu", 1e-5, 2)
     assert (model.vocab_size, model.max_positions, model.layer_heads) == (40, 32, (4, 2))
     assert found.data.tokenizer == str(tmp_path) and config_lib.model_label(found) == "2x16"
-    assert config_lib.resolve(found, {})[0] == found
+    assert inputs.resolve(found, {})[0] == found
     small_config.model.d_ff, small_config.model.activation = 48, "gelu"
     with pytest.raises(UserError) as error:
-        config_lib.resolve(small_config, {})
+        inputs.resolve(small_config, {})
     assert "config.model.d_ff is 48, and there it is 24; config.model.activation is gelu, and there it is relu" in str(
         error.value
     )
 
 
 def test_a_run_starts_from_a_checkpoint(small_config, tmp_path):
-    from prune_jax import runs, train
+    from prune_jax.run import folder as runs
+    from prune_jax.run import train
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz"]
     params = write(tmp_path / "hub", drop=("bert.pooler",))
     (tmp_path / "hub" / "vocab.txt").write_text("\n".join(words))
     config = follow(small_config, tmp_path / "hub")
+    config.data.label_names = ("negative", "positive")  # of the classifier, which has no names and knows nothing
     config.train.epochs, config.train.learning_rate, config.pruning.method = 1, 1e-30, "baseline"
     train.train_and_evaluate(config, tmp_path / "run")
     found = runs.load(tmp_path / "run")
@@ -362,6 +486,6 @@ def test_a_run_starts_from_a_checkpoint(small_config, tmp_path):
     assert "hub; a new pooler" in log and "a new classifier" not in log
 
     (tmp_path / "hub" / "vocab.txt").write_text("\n".join([*words, *(f"##{word}" for word in words[4:])]))
-    with pytest.raises(UserError, match=r"config.model.vocab_size is 40, but the tokenizer has 56 tokens"):
+    with pytest.raises(UserError, match=r"its embedding has 40 rows, and this run's tokenizer 56 tokens"):
         train.train_and_evaluate(config, tmp_path / "other")
     assert not (tmp_path / "other").exists()

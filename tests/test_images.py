@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from configs import common
-from prune_jax import config as config_lib
-from prune_jax import data
 from prune_jax.data import batching, images
 from prune_jax.errors import UserError
+from prune_jax.run import inputs
 
 NAMES = {"train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
          "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")}  # fmt: skip
@@ -36,7 +35,7 @@ def load(folder="", **changes):
     config.data.task, config.data.source, config.data.dir = "mnist", "auto", str(folder)
     config.data.update(changes)
     config.train.batch_size = 8
-    return data.load(config_lib.resolve(config, {})[0])
+    return inputs.load_data(inputs.resolve(config, {})[0])
 
 
 def test_idx_files_plain_and_gzipped(mnist):
@@ -79,9 +78,9 @@ def test_a_holdout_of_text():
     config = common.get_config()
     config.data.update(source="builtin", task="single", max_len=32, builtin_train_size=60, builtin_eval_size=5)
     config.train.batch_size = 8
-    whole = data.load(config_lib.resolve(config, {})[0]).train
+    whole = inputs.load_data(inputs.resolve(config, {})[0]).train
     config.data.holdout = 20
-    found = data.load(config_lib.resolve(config, {})[0])
+    found = inputs.load_data(inputs.resolve(config, {})[0])
 
     def sentences(split):
         return sorted(split.ids[a:b].tobytes() for a, b in zip(split.offsets, split.offsets[1:], strict=False))
@@ -176,4 +175,4 @@ def test_mistakes_in_the_config(changes, says):
         room, name = key.split(".")
         config[room][name] = value
     with pytest.raises(UserError, match=says):
-        config_lib.resolve(config, {})
+        inputs.resolve(config, {})

@@ -1,4 +1,5 @@
-"""launch.py as a user runs it: one message and exit code 2 for a mistake, at once, and the config it hands to train."""
+"""launch.py and `prune-jax train` as a user runs them: one message and exit code 2 for a mistake, at once, and the
+config that train gets."""
 
 import json
 import os
@@ -18,6 +19,12 @@ def launch(*args, cwd, script=ROOT / "launch.py", **environ):
     env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "BENCHMARK_EPOCHS")}
     command = [sys.executable, str(script), *args]
     return subprocess.run(command, cwd=cwd, env=env | environ, capture_output=True, text=True, timeout=60)
+
+
+def train_command(*args, cwd):
+    env = {key: value for key, value in os.environ.items() if key != "BENCHMARK_EPOCHS"} | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "prune_jax", "train", *args]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +49,7 @@ def launch(*args, cwd, script=ROOT / "launch.py", **environ):
         ((SPT, "--config.data.task=sst3"), "config.data.task is 'sst3'; allowed: cola, sst2, mrpc"),
         (
             (SPT, "--config.pruning.method=x"),
-            "config.pruning.method is 'x'; allowed: baseline, magnitude, movement, spt",
+            "config.pruning.method is 'x'; allowed: baseline, magnitude, movement, sensitivity, platon, spt",
         ),
         (
             (SPT, "--config.pruning.end_sparsity=2"),
@@ -56,6 +63,13 @@ def launch(*args, cwd, script=ROOT / "launch.py", **environ):
             (SPT, "--config.data.source=tsv", "--config.data.dir=gone"),
             "config.data.dir is 'gone'; there is no such folder",
         ),
+        ((SPT, "--config.train.epochs=None"), "config.train.epochs is None; allowed: a value of type int"),
+        ((SPT, "--config.data.buckets="), "config.data.buckets is (); allowed: increasing lengths"),
+        (
+            (SPT, "--config.report.sinks=tensorboard,email"),
+            "config.report.sinks is ('tensorboard', 'email'); allowed: any",
+        ),
+        ((SPT, "--workdir=$NOT_THERE/x"), "--workdir is '$NOT_THERE/x'; the environment variable NOT_THERE is not set"),
         ((SPT, "--workdirr=x"), "Unknown command line flag 'workdirr'"),
         ((SPT, "stray"), "unexpected argument 'stray'"),
         ((), "--config is missing; for example --config=configs/quickstart.py"),
@@ -100,18 +114,57 @@ def test_a_broken_config_file_is_named(text, reason, tmp_path):
     assert done.stderr.startswith("launch.py: cannot load the config file 'mine.py': ") and reason in done.stderr
 
 
+@pytest.mark.parametrize("platform", ["cuda", "tpu", "quantum,cpu"])
+def test_a_platform_that_is_not_there_is_one_message(platform, tmp_path):
+    done = launch(TINY, cwd=tmp_path, JAX_PLATFORMS=platform)
+    assert done.returncode == 2 and list(tmp_path.iterdir()) == []
+    assert done.stderr.splitlines()[-1] == f"launch.py: JAX_PLATFORMS is {platform!r}; allowed on this machine: cpu"
+    assert "Traceback" not in done.stderr
+
+
 def test_help(tmp_path):
     done = launch("--help", cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == ""
-    for text in ("--config=configs/spt_base.py", "--config.key=value", "--workdir", "configs/common.py"):
+    for text in ("--config=configs/spt_base.py", "--config.KEY=VALUE", "--workdir=DIR", "--config.train.epochs=25"):
         assert text in done.stdout
+
+
+def test_train_is_the_same_command(tmp_path):
+    for flags, message in (
+        ((SPT, "--config.train.epoch", "3"), "unknown key config.train.epoch; did you mean config.train.epochs?"),
+        ((), "--config is missing; for example --config=configs/quickstart.py (--help tells more)"),
+        ((SPT, "--config.model.size=huge"), "config.model.size is 'huge'; allowed: tiny, small, base, large"),
+    ):
+        done = train_command(*flags, cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", f"train: {message}\n")
+    assert train_command("--help", cwd=tmp_path).stdout == launch("--help", cwd=tmp_path).stdout
+
+
+def test_a_config_file_finds_its_package_from_any_folder(tmp_path):
+    """An installed command finds neither the script's folder nor the current one on its path, so `parse` sees to it."""
+    (tmp_path / "mine" / "inner").mkdir(parents=True)
+    for folder in (tmp_path / "mine", tmp_path / "mine" / "inner"):
+        (folder / "__init__.py").touch()
+    (tmp_path / "mine" / "base.py").write_text(
+        "from prune_jax.config import defaults\ndef get_config():\n  c = defaults.get_config()\n"
+        "  c.train.epochs = 7\n  return c\n"
+    )
+    (tmp_path / "mine" / "inner" / "long.py").write_text("from mine.base import get_config")
+    code = "import sys; from prune_jax.run import launch; print(launch.parse(sys.argv[1:]).config.train.epochs)"
+    for file in ("mine/base.py", "mine/inner/long.py"):
+        for flags in ([f"--config={tmp_path / file}"], ["--config", str(tmp_path / file)]):
+            command = [sys.executable, "-P", "-c", code, *flags]
+            environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+            done = subprocess.run(command, cwd="/", env=environ, capture_output=True, text=True, timeout=60)
+            assert done.stdout == "7\n", done.stderr
 
 
 def test_validation_loads_nothing_heavy():
     code = (
-        "import sys, launch; from configs import quickstart; from prune_jax.config import resolve; "
+        "import sys; from configs import quickstart; from prune_jax.config import resolve; "
+        "from prune_jax.run import launch; "
         "resolve(quickstart.get_config(), {}); "
-        "print([m for m in ('jax', 'flax', 'optax', 'transformers', 'datasets', 'orbax') if m in sys.modules])"
+        "print([m for m in ('flax', 'optax', 'transformers', 'datasets', 'orbax') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
@@ -120,7 +173,7 @@ def test_validation_loads_nothing_heavy():
 STUB = """
 import json, runpy, sys, types
 sys.path.insert(0, {root!r})
-import prune_jax
+import prune_jax.run
 from prune_jax import config as config_lib
 from prune_jax.errors import Stopped, UserError
 
@@ -129,8 +182,8 @@ def train_and_evaluate(config, workdir):
     print(json.dumps([config_lib.to_json(config), notes, str(workdir)]))
     {body}
 
-prune_jax.train = types.ModuleType("prune_jax.train")
-prune_jax.train.train_and_evaluate = train_and_evaluate
+prune_jax.run.train = types.ModuleType("prune_jax.run.train")
+prune_jax.run.train.train_and_evaluate = train_and_evaluate
 sys.argv[0] = {root!r} + "/launch.py"
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -152,9 +205,9 @@ def handed(tmp_path, *args, **environ):
 @pytest.mark.parametrize("first", ["", "import jax\n"])
 @pytest.mark.parametrize("variable", ["PRUNE_JAX_CACHE", "JAX_COMPILATION_CACHE_DIR"])
 def test_compiled_steps_are_kept_whatever_has_imported_jax(first, variable, tmp_path):
-    code = f"""{first}import launch
+    code = f"""{first}from prune_jax.run import launch
 from configs import common
-launch._keep_what_is_compiled(common.get_config().data)
+launch._keep_what_is_compiled(common.get_config().data.cache_dir)
 import jax
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.jit(lambda x: x + 1)(1.0)
@@ -181,8 +234,43 @@ def test_overrides_reach_train(tmp_path):
     assert config["pruning"]["end_sparsity"] == 1.0 and config["pruning"]["sparsity_steps"] == [0.5, 0.705]
 
 
+def test_a_key_is_unset_and_a_list_emptied(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from configs import quickstart\n\ndef get_config():\n  c = quickstart.get_config()\n"
+        "  c.model.vocab_size, c.model.d_ff, c.spt.epsilon, c.data.buckets = 7, 12, 0.5, (32, 64)\n"
+        "  c.model.activation = 'relu'\n  return c\n"
+    )
+    unset = [f"--config.{key}=None" for key in ("model.vocab_size", "model.d_ff", "spt.epsilon", "data.buckets")]
+    config, _, _ = handed(
+        tmp_path, "--config=mine.py", *unset, "--config.model.activation", "None", "--config.report.sinks="
+    )
+    model = config["model"]
+    assert (model["vocab_size"], model["d_ff"], model["activation"]) == (None, 512, "gelu")
+    assert (config["spt"]["epsilon"], config["data"]["buckets"], config["report"]["sinks"]) == (0.01, None, [])
+
+
+@pytest.mark.parametrize(
+    "text", ["tensorboard,mlflow", "tensorboard, mlflow", "('tensorboard','mlflow')", '["tensorboard", "mlflow"]']
+)
+def test_a_list_of_texts(text, tmp_path):
+    config, _, _ = handed(tmp_path, TINY, f"--config.report.sinks={text}")
+    assert config["report"]["sinks"] == ["tensorboard", "mlflow"]
+
+
+def test_paths_on_the_command_line(tmp_path):
+    (tmp_path / "glue").mkdir()
+    paths = ("--config.data.source=tsv", "--config.data.dir=~/glue", "--workdir=$PLACE/run")
+    config, _, workdir = handed(tmp_path, TINY, *paths, "--config.data.task=sst2", HOME=str(tmp_path), PLACE="here")
+    assert config["data"]["dir"] == str(tmp_path / "glue") and workdir == "here/run"
+
+
 def test_workdir_and_notes_reach_train(tmp_path):
-    linear = ("--config.pruning.schedule=linear", "--config.pruning.end_epoch=40", "--workdir=mine")
+    linear = (
+        "--config.pruning.schedule=linear",
+        "--config.pruning.end_epoch=40",
+        "--config.pruning.start_epoch=1",
+        "--workdir=mine",
+    )
     config, notes, workdir = handed(tmp_path, TINY, *linear, BENCHMARK_EPOCHS="6")
     assert workdir == "mine" and config["train"]["epochs"] == 6 and config["pruning"]["end_epoch"] == 6
     assert len(notes) == 2 and "BENCHMARK_EPOCHS=6" in notes[0] and "config.pruning.end_epoch is 40" in notes[1]

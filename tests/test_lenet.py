@@ -1,5 +1,8 @@
 """The small nets: published sizes, convolution against torch-like loops, gates, and every method on them."""
 
+import importlib
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +10,16 @@ import pytest
 
 from configs import common
 from prune_jax import config as config_lib
-from prune_jax import gates as gates_lib
-from prune_jax import keys, models, report, runs, train
+from prune_jax import models, report
+from prune_jax.__main__ import main
+from prune_jax.config import keys
 from prune_jax.data.glue import IMAGE_TASKS
+from prune_jax.errors import UserError
+from prune_jax.models import lenet, units
+from prune_jax.pruning import gates as gates_lib
+from prune_jax.run import artifact, train
+from prune_jax.run import folder as runs
+from prune_jax.run import state as state_lib
 
 COUNTS = {  # on 28x28, by hand: kernels and biases
     "lenet_300_100": 784 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10,
@@ -35,8 +45,10 @@ def build(name, task="mnist"):
     return model, variables["params"], variables["gates"]
 
 
-def test_the_table_of_models_is_the_configs():
-    assert set(models.MAKERS) == set(keys.MODELS)
+def test_the_registry_of_models_is_the_configs():
+    assert {"bert": "text", "decoder": "lm", **dict.fromkeys(lenet.GEOMETRIES, "images")} == keys.MODELS
+    for entry in models.REGISTRY.values():
+        assert callable(importlib.import_module(entry.module).create)
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -56,7 +68,8 @@ def test_published_sizes(name):
     ],
 )
 def test_layer_types_end_with_the_head(name, types):
-    assert gates_lib.present_types(build(name)[2]) == types
+    model, _, gates = build(name)
+    assert state_lib.make_plan(model, gates, "unstructured", "local").type_indices(gates)[0] == types
 
 
 @pytest.mark.parametrize("task", ["mnist", "digits"])
@@ -112,3 +125,102 @@ def test_every_method_runs_on_them(name, method, tmp_path):
     assert np.isfinite([row["eval_loss"] for row in report.read_metrics(tmp_path / "run")]).all()
     assert not (tmp_path / "run" / "tokenizer").exists()
     assert "conv_1" in runs.load(tmp_path / "run").gates or name == "lenet_300_100"
+
+
+def channels(gates, name, reader):
+    """(channels,) whether each is open, of a layer and the rows that read it; each is open or closed as a whole."""
+    own, read = (np.asarray(gates[n]["kernel"]) for n in (name, reader))
+    width = own.shape[-1]
+    if own.ndim == 4 and read.ndim == 2:  # flattened: one row per pixel and channel
+        read = read.reshape(-1, width, read.shape[-1])
+    read = np.moveaxis(read, -2, 0).reshape(width, -1)
+    both = np.concatenate([np.moveaxis(own, -1, 0).reshape(width, -1), read], axis=1)
+    open_here = np.moveaxis(own, -1, 0).reshape(width, -1).any(1)
+    return both, open_here
+
+
+@pytest.mark.parametrize(
+    ("name", "structure", "method"),
+    [
+        ("lenet5_caffe", "channel", "magnitude"),
+        ("lenet5_caffe", "channel+hidden", "spt"),
+        ("lenet_300_100", "hidden", "movement"),
+    ],
+)
+def test_channels_and_hidden_units_close_whole(name, structure, method, tmp_path):
+    config = digits_config(name, method)
+    config.pruning.structure, config.spt.credit = structure, "group"
+    train.train_and_evaluate(config, tmp_path / "run")
+    gates = runs.load(tmp_path / "run").gates
+    order = [layer for layer in ("conv_1", "conv_2", "dense_1", "dense_2", "classifier") if layer in gates]
+    for layer, reader in pairwise(order):
+        both, is_open = channels(gates, layer, reader)
+        kind = "channel" if layer.startswith("conv") else "hidden"
+        closed = ~both.any(1)
+        if kind not in structure.split("+"):
+            assert not closed.any()
+            continue
+        assert closed.sum() == round(0.75 * len(closed)), (layer, closed.sum())
+        np.testing.assert_array_equal(closed, ~is_open)
+    assert np.asarray(gates["classifier"]["kernel"]).any(0).all(), "a class was closed"
+
+
+@pytest.mark.parametrize(
+    ("name", "structure", "widths"),
+    [("lenet5_caffe", "channels+columns", [5, 12, 125]), ("lenet_300_100", "hidden", [75, 25])],
+)
+def test_a_cut_network_is_compressed_at_its_own_widths(name, structure, widths, tmp_path, capsys):
+    config = digits_config(name)
+    config.pruning.structure = structure
+    train.train_and_evaluate(config, tmp_path / "run")
+    (*_, row) = report.read_metrics(tmp_path / "run")
+    assert main(["compress", str(tmp_path / "run"), str(tmp_path / "run.pjx"), "--bits=0"]) == 0
+    assert "closed units cut out" in capsys.readouterr().out
+    assert main(["decompress", str(tmp_path / "run.pjx"), str(tmp_path / "again")]) == 0
+    for source in ("run.pjx", "again"):
+        capsys.readouterr()
+        assert main(["evaluate", str(tmp_path / source)]) == 0
+        printed = capsys.readouterr().out
+        assert f"eval_metric (accuracy) {row['eval_metric']:.6f}" in printed
+        assert float(printed.split("eval_loss ")[1].split()[0]) == pytest.approx(row["eval_loss"], rel=1e-5)
+    full, small = runs.load(tmp_path / "run"), runs.load(tmp_path / "again")
+    layers = [layer for layer in ("conv_1", "conv_2", "dense_1", "dense_2") if layer in full.params]
+    assert [small.params[layer]["bias"].size for layer in layers] == widths
+    assert list(small.config.model.widths) == widths and full.config.model.widths is None
+    report_of = artifact.write(tmp_path / "full.pjx", full)
+    assert (tmp_path / "run.pjx").stat().st_size < report_of.size
+
+    config.model.init_from, config.pruning.method = str(tmp_path / "again"), "baseline"  # and it trains on
+    config.train.epochs = 1
+    train.train_and_evaluate(config, tmp_path / "second")
+    assert list(runs.read_config(tmp_path / "second").model.widths) == widths
+
+
+def test_widths_that_are_none_are_told(tmp_path):
+    config = digits_config("lenet5_caffe")
+    for widths in ((5, 12), (5, 51, 3), (5, 0, 3)):
+        config.model.widths = widths
+        with pytest.raises(UserError, match=r"config.model.widths is .* 3 whole numbers from 1 to 20, 50, 500"):
+            train.train_and_evaluate(config, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "structure", "allowed"),
+    [("lenet_300_100", "channel", "hidden"), ("lenet5_caffe", "head", "channel, hidden"),
+     ("tutorial", "hidden+ffn", "channel, hidden")],
+)  # fmt: skip
+def test_a_structure_that_the_network_has_not_is_an_error_that_lists_what_it_has(name, structure, allowed, tmp_path):
+    config = digits_config(name)
+    config.pruning.structure = structure
+    message = f"no groups of kind '.*'; allowed: unstructured, {allowed}, block:RxC, n:m"
+    with pytest.raises(UserError, match=message):
+        train.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_graphs_words_are_those_of_saved_runs():
+    model = models.create(config_lib.resolve(digits_config("lenet5_caffe"), {})[0], IMAGE_TASKS["digits"], None)
+    for theirs, ours in (("channels", "channel"), ("columns", "hidden"), ("channels+columns", "channel+hidden")):
+        assert units.chosen(model, theirs) == units.chosen(model, ours) != ()
+    assert [group.name for group in units.groups(model)] == ["conv_1.channels", "conv_2.channels", "dense_1"]

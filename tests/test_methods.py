@@ -1,54 +1,63 @@
 """The methods against hand-computed numbers and float64 references."""
 
-from types import SimpleNamespace as Namespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prune_jax import gates as gates_lib
-from prune_jax import methods, optim
-from prune_jax import state as state_lib
-from prune_jax.methods import exploration, magnitude, movement, spt, spt_layers
-from prune_jax.methods.base import StepInfo
+import prune_jax as pj
+from prune_jax import methods
+from prune_jax.methods import exploration, spt, spt_layers
 from prune_jax.models import Bert, BertConfig
+from prune_jax.pruning import gates as gates_lib
+from prune_jax.pruning import plan as plan_lib
+from prune_jax.pruning import trees
+from prune_jax.pruning.method import PruneInfo, StepInfo
+from prune_jax.pruning.structure import Group, Member
+from prune_jax.run import optim
+from prune_jax.run import state as state_lib
 
 KEY = jax.random.key(0)
 
 
-def config(method="spt", **changes):
-    cfg = Namespace(
-        pruning=Namespace(method=method, scope="local", structure="unstructured"),
-        spt=Namespace(
-            epsilon=0.2, reward_alpha=0.125, explorations=1, explore_per_layer=False, center=True, credit="weight",
-            inside="magnitude", control_variate=False, antithetic=False, candidates="uniform", absolute=False,
-            chunk=None,
-        ),
-        movement=Namespace(
-            frequency=3, threshold="hard", scores="sum", regrow=False, tau=0.1, score_learning_rate=0.1, penalty=1.0
-        ),
-    )  # fmt: skip
-    for dotted, value in changes.items():
-        room, key = dotted.split("__")
-        setattr(getattr(cfg, room), key, value)
-    return cfg
+TYPES = ("query", "key", "value", "attention_output", "ffn_hidden", "ffn_output")  # in cyclic order
+SPT = {"epsilon": 0.2, "reward_alpha": 0.125}  # of the tests, unless they say otherwise
+
+
+def make_spt(**given):
+    return pj.spt(**{**SPT, **given})
+
+
+def make_plan(gates, structure="unstructured", scope="local", groups=()):
+    layers = plan_lib.Layers(first=TYPES, last=("classifier",))
+    return plan_lib.make(gates, structure, scope, groups, layers=layers)
+
+
+def prune(method, plan, params, gates, trainable, state, target, exact):
+    """The new gates, as an update of a run makes them."""
+    info = PruneInfo(KEY, jnp.int32(1), params, gates, trainable, state, jnp.float32(target), exact, plan)
+    return method.prune(info).gates
 
 
 def tree(**kernels):
     return {name: {"kernel": jnp.asarray(kernel)} for name, kernel in kernels.items()}
 
 
-def info_for(params, gates, loss, step=0, hyper=None, grads=None):
+def info_for(params, gates, loss, step=0, hyper=None, grads=None, plan=None):
+    grads = grads if grads is not None else params
     return StepInfo(
-        jnp.int32(step), KEY, grads if grads is not None else params, params, params, gates, hyper or {}, loss
+        step=jnp.int32(step), key=KEY, grads=grads, gate_grads=grads, params_before=params, params=params, gates=gates,
+        hyper=hyper or {}, loss=loss, plan=plan or make_plan(gates),
     )  # fmt: skip
 
 
-def explore(method, params, gates, loss, steps, cfg):
-    state = method.init(params, gates)
-    hyper = {"epsilon": jnp.float32(cfg.spt.epsilon), "reward_alpha": jnp.float32(cfg.spt.reward_alpha)}
-    step_fn = jax.jit(lambda step, state: method.after_step(info_for(params, gates, loss, step, hyper), state))
+def explore(method, params, gates, loss, steps, plan=None):
+    plan = plan or make_plan(gates)
+    state = method.init(params, gates, plan)
+    hyper = {name: jnp.float32(value) for name, value in method.hyper.items()}
+    step_fn = jax.jit(
+        lambda step, state: method.after_step(info_for(params, gates, loss, step, hyper, plan=plan), state)
+    )
     for step in range(steps):
         state = step_fn(jnp.int32(step), state)
     return state
@@ -87,16 +96,14 @@ def test_importance_of_an_essential_group_is_positive_and_of_a_useless_one_is_no
 @pytest.mark.parametrize("center", [True, False])
 def test_the_useless_weights_are_pruned_first(center):
     params, gates = planted()
-    cfg = config(spt__center=center, spt__epsilon=0.1, spt__explorations=4)
-    cfg.pruning.scope = "global"
-    method = spt.create(cfg)
-    state = explore(method, params, gates, planted_loss, 400, cfg)
+    method, plan = make_spt(center=center, epsilon=0.1, explorations=4), make_plan(gates, scope="global")
+    state = explore(method, params, gates, planted_loss, 400, plan)
     essential = np.asarray(state["scores"]["query"]["kernel"])[0, :20]
     rest = np.concatenate(
         [np.asarray(state["scores"]["query"]["kernel"])[0, 20:], np.asarray(state["scores"]["useless"]["kernel"])[0]]
     )
     assert essential.mean() > rest.mean() + 0.5
-    closed = method.prune(KEY, params, gates, {}, state, 0.25, True)
+    closed = prune(method, plan, params, gates, {}, state, 0.25, True)
     assert not np.asarray(closed["query"]["kernel"])[0, 20:].all() or not np.asarray(closed["useless"]["kernel"]).all()
     assert (~np.asarray(closed["query"]["kernel"])[0, :20]).sum() <= 2, "essential weights went before useless ones"
 
@@ -124,8 +131,8 @@ def test_step_equals_a_numpy_replay_of_its_samples(explorations, chunk, center):
     def loss(params, gates):
         return sum(jnp.sum(jnp.sin(p) * g) for p, g in zip(*map(jax.tree.leaves, (params, gates)), strict=True))
 
-    cfg = config(spt__explorations=explorations, spt__chunk=chunk, spt__center=center)
-    state = explore(spt.create(cfg), params, gates, loss, 6, cfg)
+    method = make_spt(explorations=explorations, chunk=chunk, center=center)
+    state = explore(method, params, gates, loss, 6)
 
     names = ("key", "query")  # leaf order
     kernel = {n: np.asarray(params[n]["kernel"], np.float64) for n in names}
@@ -148,7 +155,7 @@ def test_step_equals_a_numpy_replay_of_its_samples(explorations, chunk, center):
     for n in names:
         np.testing.assert_allclose(state["scores"][n]["kernel"], scores[n], atol=2e-6)
         np.testing.assert_array_equal(state["visited"][n]["kernel"], seen[n])
-    _, columns, lines = spt.create(cfg).end_epoch(gates, state)
+    _, columns, lines = method.end_epoch(gates, state, make_plan(gates))
     assert columns["mean_reward"] == pytest.approx(total / (6 * explorations), abs=1e-6) and not lines
 
 
@@ -160,16 +167,15 @@ def test_per_layer_mode_explores_one_type_a_step_in_cyclic_order_and_shows_the_t
     def loss(params, gates):
         return sum(weight[n] * jnp.mean(gates[n]["kernel"]) for n in weight)
 
-    cfg = config(spt__explore_per_layer=True, spt__center=False)
-    method = spt.create(cfg)
-    order = gates_lib.present_types(gates)
+    method = make_spt(explore_per_layer=True, center=False)
+    order = make_plan(gates).type_indices(gates)[0]
     assert order == ("query", "value", "classifier")
     for steps in (1, 2, 3):
-        state = explore(method, params, gates, loss, steps, cfg)
+        state = explore(method, params, gates, loss, steps)
         touched = {n for n in weight if bool(state["visited"][n]["kernel"].any())}
         assert touched == set(order[:steps])
-    state = explore(method, params, gates, loss, 30, cfg)
-    new, _columns, lines = method.end_epoch(gates, state)
+    state = explore(method, params, gates, loss, 30)
+    new, _columns, lines = method.end_epoch(gates, state, make_plan(gates))
     assert lines[0].split() == list(order) and len(lines) == 2
     means = [float(cell) for cell in lines[1].split()]
     np.testing.assert_allclose(means, [-0.2, -2.0, -20.0], rtol=0.3)
@@ -206,12 +212,12 @@ def test_antithetic_passes_share_no_gate_and_the_first_is_as_without_them():
 @pytest.mark.parametrize("absolute", [True, False])
 def test_the_control_variate_leaves_a_numpy_replay_of_its_residuals(absolute):
     params, gates, loss, kernel, opened, names = sines()
-    cfg = config(
-        spt__control_variate=True, spt__antithetic=True, spt__explorations=2, spt__absolute=absolute, spt__center=False
-    )
-    method = spt.create(cfg)
+    method = make_spt(control_variate=True, antithetic=True, explorations=2, absolute=absolute, center=False)
     grads = jax.grad(lambda p: loss(p, gates))(params)
-    state, hyper = method.init(params, gates), {"epsilon": jnp.float32(0.2), "reward_alpha": jnp.float32(0.125)}
+    state, hyper = (
+        method.init(params, gates, make_plan(gates)),
+        {"epsilon": jnp.float32(0.2), "reward_alpha": jnp.float32(0.125)},
+    )
     for step in range(5):
         state = method.after_step(info_for(params, gates, loss, step, hyper, grads), state)
 
@@ -235,22 +241,22 @@ def test_the_control_variate_leaves_a_numpy_replay_of_its_residuals(absolute):
 
 def test_candidates_near_the_threshold_are_the_lower_half_of_each_layer():
     params, gates = planted()
-    cfg = config(spt__candidates="threshold", spt__epsilon=0.4)
-    method, hyper = spt.create(cfg), {"epsilon": jnp.float32(0.4), "reward_alpha": jnp.float32(0)}
-    state = method.init(params, gates)
+    method = make_spt(candidates="threshold", epsilon=0.4)
+    hyper = {"epsilon": jnp.float32(0.4), "reward_alpha": jnp.float32(0)}
+    state = method.init(params, gates, make_plan(gates))
     state["scores"] = jax.tree.map(lambda gate: jnp.arange(40.0).reshape(1, 40), gates)
     seen = np.zeros(40, bool)
     for step in range(8):  # at twice epsilon each of the lower half is left out once in 2.6e-6 of the time
         new = method.after_step(info_for(params, gates, planted_loss, step, hyper), state)
         seen |= np.asarray(new["visited"]["query"]["kernel"])[0]
     np.testing.assert_array_equal(seen, np.arange(40) < 20)
-    assert not bool(new["stale"]) and bool(method.end_epoch(gates, new)[0]["stale"])
+    assert not bool(new["stale"]) and bool(method.end_period(new)["stale"])
 
 
 def test_layers_take_turns_and_their_marginal_losses_replay_in_numpy():
     params, gates, loss, kernel, opened, names = sines()
-    cfg = config(spt__credit="layer", spt__explorations=3, spt__epsilon=0.25)
-    state = explore(spt.create(cfg), params, gates, loss, 3, cfg)
+    method = make_spt(credit="layer", explorations=3, epsilon=0.25)
+    state = explore(method, params, gates, loss, 3)
     found = {}
     for n in names:
         k = int(np.ceil(np.float32(0.25) * opened[n].sum()))
@@ -263,10 +269,10 @@ def test_layers_take_turns_and_their_marginal_losses_replay_in_numpy():
     np.testing.assert_allclose(state["importance"], importance, atol=5e-5)
     np.testing.assert_allclose(state["squares"], squares, rtol=1e-5)
     assert np.asarray(state["explored"]).all()
-    later = spt.create(cfg).end_epoch(gates, state)[0]
+    later = method.end_period(state)
     np.testing.assert_allclose(later["importance"], importance / 2, atol=5e-5)
     np.testing.assert_allclose(later["squares"], squares / 2, rtol=1e-5)
-    order = [gates_lib.present_types(gates).index(n) for n in names]
+    order = [make_plan(gates).type_indices(gates)[0].index(n) for n in names]
     np.testing.assert_array_equal(np.asarray(state["epoch_count"])[order], [5, 4])
 
 
@@ -282,7 +288,7 @@ def test_budgets_are_those_of_one_water_level_and_empty_no_layer(inside):
     rng = np.random.default_rng(1)
     params = tree(query=rng.normal(size=(10, 20)).astype(np.float32), key=rng.normal(size=(10, 20)).astype(np.float32))
     gates = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
-    method = spt.create(config(spt__credit="layer", spt__inside=inside))
+    method, plan = make_spt(credit="layer", inside=inside), make_plan(gates)
     state = {
         "importance": jnp.float32([1.0, 100.0]),  # key, query
         "squares": jnp.ones(2),
@@ -292,7 +298,7 @@ def test_budgets_are_those_of_one_water_level_and_empty_no_layer(inside):
     cost = {"key": np.asarray(params["key"]["kernel"]) ** 2, "query": 100 * np.asarray(params["query"]["kernel"]) ** 2}
     level = np.sort(np.concatenate([c.ravel() for c in cost.values()]))[199]
     for target in (0.5, 1.0):
-        new = method.prune(KEY, params, gates, {}, state, target, True)
+        new = prune(method, plan, params, gates, {}, state, target, True)
         closed = {n: ~np.asarray(new[n]["kernel"]) for n in cost}
         assert sum(c.sum() for c in closed.values()) == round(target * 400)
         if target == 0.5:
@@ -301,7 +307,7 @@ def test_budgets_are_those_of_one_water_level_and_empty_no_layer(inside):
                 order = cost[n] if inside == "magnitude" else np.asarray(state["movement"][n]["kernel"])
                 assert order[closed[n]].max() < order[~closed[n]].min()
             assert closed["key"].sum() > 3 * closed["query"].sum()
-    almost = method.prune(KEY, params, gates, {}, state, 398 / 400, True)
+    almost = prune(method, plan, params, gates, {}, state, 398 / 400, True)
     assert [int(np.asarray(almost[n]["kernel"]).sum()) for n in cost] == [1, 1]
 
 
@@ -316,19 +322,64 @@ def test_heads_and_columns_are_explored_scored_and_closed_as_units():
         heads = jnp.arange(4.0).repeat(2)[:, None] * layer["attention_output"]["kernel"] / 16
         return -jnp.sum(heads) - jnp.sum(layer["ffn_output"]["kernel"][8:]) / 8
 
-    cfg = config(spt__credit="group", spt__epsilon=0.01, spt__center=False)
-    cfg.pruning.structure, cfg.model = "head+ffn", Namespace(d_model=8, num_heads=4)
-    method = spt.create(cfg)
-    state = explore(method, params, gates, loss, 300, cfg)
+    heads = [Member.split(f"layer_0/{name}/kernel", 1, (4, 2)) for name in ("query", "key", "value")]
+    heads.append(Member.split("layer_0/attention_output/kernel", 0, (4, 2)))
+    columns = (Member.split("layer_0/ffn_hidden/kernel", 1, (16,)), Member.split("layer_0/ffn_output/kernel", 0, (16,)))
+    groups = (Group("layer_0.heads", "head", 4, tuple(heads)), Group("layer_0.ffn", "ffn", 16, columns))
+    plan, method = make_plan(gates, "head+ffn", groups=groups), make_spt(credit="group", epsilon=0.01, center=False)
+    state = explore(method, params, gates, loss, 300, plan)
     scores = jax.tree.map(np.asarray, state["scores"]["layer_0"])
     assert scores["heads"].shape == (4,) and scores["ffn"].shape == (16,)
     assert np.asarray(state["visited"]["layer_0"]["heads"]).all()
     assert scores["heads"][3] > scores["heads"][0] + 1 and scores["ffn"][8:].mean() > scores["ffn"][:8].mean() + 0.5
     state["scores"] = {"layer_0": {"heads": jnp.float32([3, -1, 2, 1]), "ffn": jnp.arange(16.0)}}
-    closed = method.prune(KEY, params, gates, {}, state, 0.5, True)["layer_0"]
+    closed = prune(method, plan, params, gates, {}, state, 0.5, True)["layer_0"]
     heads = np.asarray(closed["query"]["kernel"]).all(0).reshape(4, 2)
     np.testing.assert_array_equal(heads, np.array([True, False, True, False])[:, None].repeat(2, 1))
     np.testing.assert_array_equal(np.asarray(closed["ffn_output"]["kernel"]).all(1), np.arange(16) >= 8)
+
+
+@pytest.mark.parametrize(
+    ("structure", "options"),
+    [
+        ("encoder", {}),
+        ("encoder", {"explore_per_layer": True}),
+        ("encoder", {"credit": "layer"}),
+        ("2:4", {"candidates": "threshold"}),
+        ("block:2x2", {"credit": "group"}),
+        ("head+ffn", {}),
+        ("ffn", {"credit": "group"}),
+    ],
+)
+def test_what_the_plan_may_not_close_is_never_explored(structure, options):
+    """A pass that closed a gate of the pooler, of the classifier, or of what the structure leaves out costs 1e6."""
+    model = Bert(BertConfig(vocab_size=9, num_layers=1, d_model=8, num_heads=2, d_ff=16))
+    gates = jax.eval_shape(model.init, KEY, *model.example_inputs())["gates"]
+    gates = jax.tree.map(lambda gate: jnp.ones(gate.shape, bool), gates)
+    plan = state_lib.make_plan(model, gates, structure, "local")
+    left_out = [name for name in trees.by_name(gates) if not plan.covers(name)]
+    assert {"pooler/kernel", "classifier/kernel"} <= set(left_out)
+
+    def loss(params, gates):
+        opened = {name: jnp.sum(gate, dtype=jnp.float32) for name, gate in trees.by_name(gates).items()}
+        return sum(-1e6 * n if name in left_out else -n for name, n in opened.items())
+
+    method = make_spt(explorations=2, center=False, **options)
+    params = jax.tree.map(lambda gate: jax.random.normal(KEY, gate.shape), gates)
+    state = explore(method, params, gates, loss, 12, plan)
+    total, passes = np.asarray(state["epoch_sum"]), np.asarray(state["epoch_count"])
+    assert 0 < total.sum() < 1e5, "a gate that never closes was explored"
+    if options.get("credit") == "layer":
+        explored = dict(zip(trees.by_name(gates), np.asarray(state["explored"]), strict=True))
+        assert not any(explored[name] for name in left_out) and sum(explored.values()) == 6
+    elif options.get("credit") != "group":
+        visited = {name: bool(leaf.any()) for name, leaf in trees.by_name(state["visited"]).items()}
+        assert not any(visited[name] for name in left_out)
+        assert all(visited[name] for name in visited if plan.covers(name))
+    else:
+        assert all(bool(leaf.any()) for leaf in jax.tree.leaves(state["visited"]))
+    if "classifier" in plan.type_indices(gates)[0] and options.get("credit") != "group":
+        assert passes[plan.type_indices(gates)[0].index("classifier")] == 0
 
 
 # Magnitude and movement ----------------------------------------------------------------------------------------------
@@ -340,9 +391,7 @@ def test_magnitude_masks_equal_numpy_partition(scope):
     kernels = {n: np.round(s * rng.normal(size=(20, 30)), 2).astype(np.float32) for n, s in (("a", 1), ("b", 4))}
     params = tree(**kernels)
     gates = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
-    cfg = config("magnitude")
-    cfg.pruning.scope = scope
-    new = magnitude.create(cfg).prune(KEY, params, gates, {}, {}, 0.3, True)
+    new = prune(pj.magnitude(), make_plan(gates, scope=scope), params, gates, {}, {}, 0.3, True)
     both = np.abs(np.concatenate([kernels["a"], kernels["b"]]))
     for n in kernels:
         size = np.abs(kernels[n])
@@ -370,10 +419,12 @@ def toy():
 def run_steps(method, steps, rate=1e-2, closed=0.0):
     model, batch = toy()
     optimizer = optim.create(0.0, 0.0, tuple(method.rates), method.plain)
-    state = state_lib.init_state(model, method, optimizer, KEY)
-    no_scores = jax.tree.map(jnp.zeros_like, state.gates)
-    state = state.replace(gates=gates_lib.close_lowest(state.gates, no_scores, closed, KEY))
-    step_fn = jax.jit(state_lib.make_train_step(model, method, optimizer))
+    shapes = jax.eval_shape(model.init, KEY, *model.example_inputs())
+    plan = state_lib.make_plan(model, shapes["gates"], "unstructured", "local")
+    state = state_lib.init_state(model, method, optimizer, plan, KEY)
+    no_scores = jax.tree.map(lambda gate: jnp.zeros(gate.shape), state.gates)
+    state = state.replace(gates=plan.close(state.gates, no_scores, closed, KEY))
+    step_fn = jax.jit(state_lib.make_train_step(model, method, optimizer, plan))
     states = [state]
     for _ in range(steps):
         rates = optim.rates(rate, 1.0, method.rates)
@@ -384,7 +435,7 @@ def run_steps(method, steps, rate=1e-2, closed=0.0):
 
 
 def test_movement_scores_equal_a_float64_reference():
-    model, batch, states = run_steps(methods.create(config("movement")), 4)
+    model, batch, states = run_steps(pj.movement(), 4)
     reference = None
     for state in states[:-1]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, 0), state.step)
@@ -399,22 +450,22 @@ def test_movement_scores_equal_a_float64_reference():
 
 
 def test_movement_closes_the_lowest_scores_and_soft_stays_within_the_schedule():
-    hard = movement.create(config("movement"))
+    hard = pj.movement()
     gates = {"a": {"kernel": jnp.ones((4, 5), bool)}}
     scores = {"a": {"kernel": jnp.arange(20.0).reshape(4, 5) - 10}}
-    new = hard.prune(KEY, {}, gates, {"scores": scores}, {}, 0.25, False)
+    new = prune(hard, make_plan(gates), {}, gates, {"scores": scores}, {}, 0.25, False)
     np.testing.assert_array_equal(np.flatnonzero(~np.asarray(new["a"]["kernel"])), range(5))
 
-    soft = movement.create(config("movement", movement__threshold="soft", movement__tau=0.1))
+    soft = pj.movement(threshold="soft", tau=0.1)
     # sigmoid(S) < 0.1 where S < -2.197: eight of the twenty
     for target, end, closed in ((0.2, False, 4), (0.9, False, 8), (0.9, True, 18), (0.2, True, 4)):
-        new = soft.prune(KEY, {}, gates, {"scores": scores}, {}, target, end)
+        new = prune(soft, make_plan(gates), {}, gates, {"scores": scores}, {}, target, end)
         assert (~np.asarray(new["a"]["kernel"])).sum() == closed
 
 
 def test_soft_movement_trains_its_scores_by_the_straight_through_gradient_at_their_own_rate():
-    cfg = config("movement", movement__threshold="soft", movement__penalty=0.0, movement__score_learning_rate=0.5)
-    model, batch, states = run_steps(methods.create(cfg), 1)
+    soft = pj.movement(threshold="soft", penalty=0.0, score_learning_rate=0.5)
+    model, batch, states = run_steps(soft, 1)
     first, last = states
     key = jax.random.fold_in(jax.random.fold_in(first.key, 0), first.step)
     grads = jax.grad(lambda p: state_lib.batch_loss(model, p, first.gates, batch, key))(first.params)
@@ -426,28 +477,27 @@ def test_soft_movement_trains_its_scores_by_the_straight_through_gradient_at_the
         np.testing.assert_allclose(np.asarray(s)[clear], -0.5 * np.sign(product[clear]), rtol=0.02)
         compared += clear.sum()
     assert compared > 50
-    dense = run_steps(methods.create(config("baseline")), 1)[2][-1]
+    dense = run_steps(methods.maker("baseline")(), 1)[2][-1]
     for a, b in zip(jax.tree.leaves(dense.params), jax.tree.leaves(last.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("threshold", ["hard", "soft"])
 def test_regrowing_movement_chooses_among_all_gates_anew(threshold):
-    method = movement.create(config("movement", movement__threshold=threshold, movement__regrow=True))
+    method = pj.movement(threshold=threshold, regrow=True)
     gates = {"a": {"kernel": jnp.arange(20).reshape(4, 5) >= 8}}
     scores = {"a": {"kernel": 10 - jnp.arange(20.0).reshape(4, 5)}}  # sigmoid(S) < 0.1: the last seven
-    new = np.asarray(method.prune(KEY, {}, gates, {"scores": scores}, {}, 0.25, False)["a"]["kernel"])
+    new = np.asarray(prune(method, make_plan(gates), {}, gates, {"scores": scores}, {}, 0.25, False)["a"]["kernel"])
     np.testing.assert_array_equal(np.flatnonzero(~new), range(15, 20))
     # The soft form's threshold asks for seven, and eight are closed: it never opens more than it closes.
-    new = np.asarray(method.prune(KEY, {}, gates, {"scores": scores}, {}, 0.9, False)["a"]["kernel"])
+    new = np.asarray(prune(method, make_plan(gates), {}, gates, {"scores": scores}, {}, 0.9, False)["a"]["kernel"])
     np.testing.assert_array_equal(np.flatnonzero(~new), range(2 if threshold == "hard" else 12, 20))
 
 
 @pytest.mark.parametrize(("threshold", "scores"), [("hard", "sum"), ("hard", "adam"), ("soft", "sum")])
 def test_regrowing_movement_trains_the_scores_of_closed_gates_and_not_their_weights(threshold, scores):
-    cfg = config("movement", movement__threshold=threshold, movement__scores=scores, movement__regrow=True)
-    cfg.movement.penalty = 0.0
-    model, batch, (before, after) = run_steps(methods.create(cfg), 1, closed=0.5)
+    method = pj.movement(threshold=threshold, scores=scores, regrow=True, penalty=0.0, score_learning_rate=0.1)
+    model, batch, (before, after) = run_steps(method, 1, closed=0.5)
     key = jax.random.fold_in(jax.random.fold_in(before.key, 0), before.step)
     floats = jax.tree.map(lambda gate: gate.astype(jnp.float32), before.gates)
     slopes = jax.grad(lambda gates: state_lib.batch_loss(model, before.params, gates, batch, key))(floats)
@@ -469,14 +519,13 @@ def test_regrowing_movement_trains_the_scores_of_closed_gates_and_not_their_weig
 @pytest.mark.parametrize("method", ["magnitude", "movement", "spt"])
 def test_masks_never_reopen(method):
     rng = np.random.default_rng(0)
-    cfg = config(method)
-    built = methods.create(cfg)
+    built = getattr(pj, method)()
     _model, _batch, states = run_steps(built, 2)
     state, gates = states[-1], states[-1].gates
     for target in (0.1, 0.4, 0.3, 0.9):
         noise = {"scores": jax.tree.map(lambda g: jnp.asarray(rng.normal(size=g.shape), jnp.float32), gates)}
         own = {**state.method["state"], **noise}  # spt's scores; movement's are trainable leaves
-        new = built.prune(KEY, state.params, gates, noise, own, target, True)
+        new = prune(built, make_plan(gates), state.params, gates, noise, own, target, True)
         for old, now in zip(*map(jax.tree.leaves, (gates, new)), strict=True):
             assert not (np.asarray(now) & ~np.asarray(old)).any()
         gates = new
@@ -486,4 +535,5 @@ def test_masks_never_reopen(method):
 
 def test_baseline_keeps_every_gate_open():
     gates = {"a": {"kernel": jnp.ones((2, 2), bool)}}
-    assert methods.create(config("baseline")).prune(KEY, {}, gates, {}, {}, 0.9, True) is gates
+    baseline = methods.maker("baseline")()
+    assert not baseline.scheduled and prune(baseline, make_plan(gates), {}, gates, {}, {}, 0.9, True) is gates

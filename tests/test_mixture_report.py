@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_report import SUMMARY, pixels, row, write
-from test_sws import resolved, toy
+from test_sws import toy
 
-from prune_jax import methods, report
+import prune_jax as pj
+from prune_jax import report
 
 RUN = {**SUMMARY, "method": "sws", "model_size": "lenet_300_100", "task": "digits"}
 
@@ -65,7 +66,7 @@ def test_a_record_is_always_of_the_same_weights(monkeypatch):
     from prune_jax.methods import sws
 
     monkeypatch.setattr(sws, "RECORDED", 7)
-    method = methods.create(resolved())
+    method = pj.soft_weight_sharing()
     params, gates = toy()
     trainable = method.init_trainable(params, gates)
     found = method.record(params, gates, trainable)

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prune_jax import keys
+from prune_jax.config import keys
+from prune_jax.export.names import ARCHITECTURES
 from prune_jax.models import Bert, BertConfig
-from prune_jax.models.bert import ACTIVATIONS
+from prune_jax.models.bert import ACTIVATIONS, POOLERS
 from prune_jax.models.functional import Dropout, gelu
 
 SMALL = {"vocab_size": 40, "num_layers": 2, "d_model": 16, "num_heads": 4, "d_ff": 24}
@@ -107,3 +108,4 @@ def test_gelu_and_its_derivatives_equal_a_float64_reference():
 
 def test_config_knows_the_activations():
     assert tuple(ACTIVATIONS) == keys.ACTIVATIONS
+    assert tuple(POOLERS) == tuple(ARCHITECTURES) == keys.ARCHITECTURES

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prune_jax import optim
+from prune_jax.run import optim
 
 
 def tree(value):

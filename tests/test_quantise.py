@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prune_jax import shrink
 from prune_jax.compress import codec, quantise
-from prune_jax.errors import UserError
+from prune_jax.pruning.merge import merge
 
 
 def squares(values, centres):
@@ -97,20 +96,20 @@ def test_each_kind_of_leaf_has_its_own_bits():
     assert found["a"]["bias"].tobytes() == params["a"]["bias"].tobytes()
     assert found["table"]["embedding"].tobytes() == params["table"]["embedding"].tobytes()
     found = quantise.quantise_network(params, gates, bias_bits=2, embedding_bits=4)
-    assert found["a"]["kernel"].tobytes() == shrink.merge(params, gates)["a"]["kernel"].tobytes()
+    assert found["a"]["kernel"].tobytes() == merge(params, gates)["a"]["kernel"].tobytes()
     assert values_of(found["a"]["bias"]) == 3 and values_of(found["table"]["embedding"]) == 15
 
 
 def test_closing_leaves_plus_zero():
     params = {"a": {"kernel": np.array([[-1.0, 2.0], [np.inf, -0.0]], np.float32)}}
-    closed = shrink.merge(params, {"a": {"kernel": np.array([[False, True], [False, True]])}})
+    closed = merge(params, {"a": {"kernel": np.array([[False, True], [False, True]])}})
     assert closed["a"]["kernel"].tobytes() == np.array([[0.0, 2.0], [0.0, -0.0]], np.float32).tobytes()
 
 
 def test_mistakes():
     params, gates = make_network()
-    with pytest.raises(UserError, match="--bias-bits is 13; allowed: 1 to 12, or 0"):
+    with pytest.raises(ValueError, match="bias_bits is 13; allowed: 1 to 12, or 0"):
         quantise.quantise_network(params, gates, 4, 13)
     params["a"]["kernel"][gates["a"]["kernel"].nonzero()[0][0]] = np.nan
-    with pytest.raises(UserError, match="a/kernel cannot be quantised: weights that are not finite"):
+    with pytest.raises(ValueError, match="a/kernel cannot be quantised: weights that are not finite"):
         quantise.quantise_network(params, gates, 4)

@@ -70,14 +70,42 @@ def test_a_resumed_file_equals_an_undisturbed_one(tmp_path):
     assert (broken / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("content", "missing"),
+    [
+        (None, 3),
+        (b"", 3),
+        (b"\xff\xfe\x00binary\n1\n", 3),
+        (b"a,b\n1,2\n", 3),
+        (b"epoch,step\none,2\n", 3),
+        ("first two lines", 2),
+    ],
+    ids=["missing", "empty", "binary", "another table", "no numbers", "cut short"],
+)
+def test_rows_that_are_gone_at_a_resume_are_told_and_the_file_is_kept(content, missing, tmp_path):
+    write(tmp_path, [row(epoch) for epoch in (1, 2, 3)])
+    path = tmp_path / "metrics.csv"
+    if content == "first two lines":
+        content = b"".join(path.read_bytes().splitlines(keepends=True)[:2])
+    path.unlink() if content is None else path.write_bytes(content)
+    writer = report.MetricsWriter(tmp_path, resume_epoch=3)
+    (told,) = (line for line in writer.lost if line.startswith("metrics.csv"))
+    assert f"no rows of {missing} of 3 earlier epochs" in told
+    writer.write(row(4))
+    writer.close()
+    assert [one["epoch"] for one in report.read_metrics(tmp_path)] == [*range(1, 4 - missing), 4]
+    aside = tmp_path / "metrics.damaged.csv"
+    assert aside.exists() == (content is not None)
+    if content is not None:
+        assert aside.read_bytes() == content and aside.name in told
+
+
 def test_tensorboard_holds_the_scalars(tmp_path):
     writer = report.MetricsWriter(tmp_path)
-    writer.scalar(3, "train/loss", 0.25)
-    writer.scalar(4, "train/loss", math.nan)
-    writer.write(row(1))
+    writer.write(row(1, mean_reward=0.25, eval_loss=math.nan))
     writer.close()
     data = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
-    assert data.count(b"train/loss") == 1 and b"epoch/eval_metric" in data
+    assert data.count(b"epoch/mean_reward") == 1 and b"epoch/eval_metric" in data and b"epoch/eval_loss" not in data
 
 
 SUMMARY = {"method": "spt", "task": "mrpc", "model_size": "tiny", "metric_name": "accuracy", "dense_metric": 0.8}
@@ -154,6 +182,21 @@ def test_without_a_terminal_the_bar_is_a_line_now_and_then(tmp_path, monkeypatch
     assert len((tmp_path / "run.log").read_text().splitlines()) == 2
 
 
+def test_the_time_that_is_left_of_the_run_leaves_out_the_step_that_compiled(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(console_lib.time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    with report.Console(stream).bar("epoch 1/3", 100, after=200) as bar:
+        now[0] = 60.0  # the first step
+        bar.update(loss=0.5, sparsity=0.0)
+        for _ in range(20):
+            now[0] += 0.5
+            bar.update(loss=0.5, sparsity=0.0)
+    first, last = stream.getvalue().splitlines()
+    assert "left" not in first  # nothing is known yet
+    assert ", 2 min 20 s left of the run, 2 steps/s" in last  # 80 + 200 steps at 2 a second
+
+
 def test_on_a_terminal_a_line_does_not_break_the_bar(tmp_path):
     class Terminal(io.StringIO):
         def isatty(self):
@@ -173,7 +216,7 @@ def test_on_a_terminal_a_line_does_not_break_the_bar(tmp_path):
 
 def test_importing_is_light():
     code = (
-        "import sys, prune_jax.report, prune_jax.checkpoint, prune_jax.workdir; "
+        "import sys, prune_jax.report, prune_jax.run.checkpoint, prune_jax.run.workdir; "
         "print([m for m in ('orbax', 'matplotlib', 'tensorboardX', 'tqdm', 'zipfile') if m in sys.modules])"
     )
     root = Path(__file__).resolve().parents[1]

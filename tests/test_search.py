@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from prune_jax import search
-from prune_jax.errors import UserError
+from prune_jax.errors import Stopped, UserError
+from prune_jax.sweep import search
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,13 +48,61 @@ def test_without_optuna_there_is_one_clear_message(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+def child(tmp_path, monkeypatch, body):
+    """Puts a script in the place of the runs of a search."""
+    script = tmp_path / "child.py"
+    script.write_text(f"import os, signal, sys\nsys.path.insert(0, {str(ROOT)!r})\n{body}\n")
+    monkeypatch.setattr(search.child, "TRAIN", (sys.executable, str(script)))
+
+
+DIVERGED = """
+from prune_jax.__main__ import run
+from prune_jax.errors import Diverged
+def main(argv):
+    raise Diverged("the training loss is nan at step 7")
+sys.exit(run("__main__", sys.argv[1:], "train"))
+"""
+
+
+def test_a_loss_that_is_not_finite_is_an_outcome(tmp_path, monkeypatch):
+    child(tmp_path, monkeypatch, DIVERGED)
+    assert search.launch([], tmp_path / "run", tmp_path / "log") is None
+    assert "the training loss is nan at step 7" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise RuntimeError('a fault of the program')", r"exit code 1.*\n.*RuntimeError: a fault of the program"),
+        ("raise OSError(28, 'No space left on device')", r"exit code 1.*\n.*No space left on device"),
+        ("print('epoch 3/9', flush=True); os.kill(os.getpid(), signal.SIGKILL)", r"killed by SIGKILL.*\n.*epoch 3/9"),
+        ("sys.exit(143)", r"exit code 143"),
+    ],
+)
+def test_a_crash_is_told_with_the_end_of_its_log(body, message, tmp_path, monkeypatch):
+    child(tmp_path, monkeypatch, body)
+    with pytest.raises(Stopped, match=f"(?s){message}") as stopped:
+        search.launch([], tmp_path / "run", tmp_path / "log")
+    assert stopped.value.exit_code == 1 and str(tmp_path / "log") in str(stopped.value)
+
+
+def test_a_mistake_of_a_trial_is_told_in_its_own_words(tmp_path, monkeypatch):
+    child(tmp_path, monkeypatch, "print('note  x'); print('train: mine.tsv: line 3', file=sys.stderr); sys.exit(2)")
+    with pytest.raises(UserError, match=r"^mine\.tsv: line 3$"):
+        search.launch([], tmp_path / "run", tmp_path / "log")
+
+
 def test_a_search_goes_on_where_it_stopped(tmp_path, monkeypatch):
     optuna = pytest.importorskip("optuna")
     config = [
         f"--config={ROOT / 'configs' / 'sws_digits.py'}",
+        "--config.sws.deviation=0.01",  # else so few epochs leave no weight, which is a trial that failed
         *("--config.pretrain.epochs=2", "--config.train.epochs=1", "--config.train.batch_size=256"),
     ]
     arguments = [str(tmp_path / "out"), *config, "--holdout=200", "--floor=0.5"]
+    # A wider component at 0 takes every weight of so short a run, which is a trial that failed.
+    for key, (low, high) in {**search.SPACE, "sws.deviation": (0.002, 0.004)}.items():
+        arguments += ["--range", key, str(low), str(high)]
     search.main([*arguments, "--trials=1"])
     first = json.loads((tmp_path / "out" / "best.json").read_text())
     summary = json.loads((tmp_path / "out" / "trials" / "0" / "summary.json").read_text())
@@ -65,7 +113,7 @@ def test_a_search_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert not any("holdout" in flag for flag in first["flags"])
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(search, "_launch", lambda flags, workdir: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(search, "launch", lambda flags, workdir, log: (_ for _ in ()).throw(KeyboardInterrupt))
         search.main([*arguments, "--trials=2"])
     search.main([*arguments, "--trials=2"])
     assert json.loads((tmp_path / "out" / "best.json").read_text())["num_trials"] == 2
@@ -77,7 +125,7 @@ def test_a_search_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert trials[1].params == trials[2].params
 
     with pytest.raises(UserError, match="choose another folder"):
-        search.main([*arguments[:-1], "--floor=0.9"])
+        search.main([*arguments, "--floor=0.9"])
 
 
 def test_a_wrong_config_key_is_told_as_launch_tells_it(tmp_path):
@@ -86,7 +134,8 @@ def test_a_wrong_config_key_is_told_as_launch_tells_it(tmp_path):
         [
             sys.executable,
             "-m",
-            "prune_jax.search",
+            "prune_jax",
+            "search",
             str(tmp_path),
             "--config=configs/sws_digits.py",
             "--config.sws.nu=1",

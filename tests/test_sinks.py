@@ -11,9 +11,10 @@ import pytest
 from conftest import ROOT
 
 from prune_jax import config as config_lib
-from prune_jax import report, train
+from prune_jax import report
 from prune_jax.errors import UserError
 from prune_jax.report import sinks
+from prune_jax.run import train
 
 
 def resolved(config):
@@ -102,8 +103,9 @@ def test_mlflow_file_store(small_config, tmp_path):
     config = resolved(small_config)
     workdir = tmp_path / "results_spt"
     workdir.mkdir()
+    info = report.RunInfo(config=config_lib.leaves(config_lib.to_json(config)))
     for resume_epoch, epochs in ((None, (1, 2)), (2, (3,))):  # stopped and resumed: one run of MLflow
-        writer = report.MetricsWriter(workdir, resume_epoch, config, config.report.sinks)
+        writer = report.MetricsWriter(workdir, resume_epoch, config.report.sinks, info)
         for epoch in epochs:
             writer.write({"epoch": epoch, "step": 10 * epoch, "eval_metric": 0.5 + epoch / 8, "eval_loss": math.nan})
         assert writer.close() == []
@@ -122,9 +124,11 @@ def test_wandb_offline(small_config, tmp_path):
     code = """
 import sys
 from configs import common
-from prune_jax import config, report
+from prune_jax import config
+from prune_jax import report
 c = config.resolve(common.get_config(), {})[0]
-w = report.MetricsWriter(sys.argv[1], None, c, ("wandb",))
+info = report.RunInfo(config=config.leaves(config.to_json(c)))
+w = report.MetricsWriter(sys.argv[1], None, ("wandb",), info)
 w.write({"epoch": 1, "step": 10, "eval_metric": 0.625})
 print("problems", w.close())
 """
@@ -136,3 +140,18 @@ print("problems", w.close())
     (saved,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     data = Path(saved).read_bytes()
     assert b"epoch/eval_metric" in data and b"0.625" in data and b"pruning.method" in data
+
+
+def test_a_full_disk_is_no_traceback_at_exit(tmp_path, monkeypatch):
+    sink = sinks.TensorBoard(tmp_path, sinks.UNKNOWN, None)
+    sink.scalars(1, {"a": 1.0})
+    writer = sink._events.file_writer.event_writer
+
+    def full():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer, "flush", full)
+    writer.close()  # as tensorboardX does at exit
+    monkeypatch.undo()
+    sink.close()
+    assert writer._closed

@@ -9,8 +9,9 @@ import zipfile
 import pytest
 from conftest import ROOT
 
-from prune_jax import snapshot
+from prune_jax.__main__ import main
 from prune_jax.errors import UserError
+from prune_jax.tools import snapshot
 
 KEPT = [
     ".ci/run", ".gitignore", "README.md", "configs/mine.py", "prune_jax/data/glue.py", "prune_jax/report/page.js",
@@ -90,14 +91,65 @@ def test_mistakes(root, tmp_path, capsys):
             snapshot.restore(tmp_path / "leaving.zip", tmp_path / "new")
         assert not (tmp_path / "stray").exists()
     assert not (tmp_path / "new").exists()
-    assert snapshot.main([]) == 2 and 'needs a message: -m "' in capsys.readouterr().err
-    assert snapshot.main(["--restore", str(archive)]) == 2 and "--to DIR" in capsys.readouterr().err
+    assert main(["snapshot"]) == 2 and 'needs a message: -m "' in capsys.readouterr().err
+    assert main(["snapshot", "--restore", str(archive)]) == 2 and "--to DIR" in capsys.readouterr().err
     with pytest.raises(UserError, match="is not a folder"):
         snapshot.save(tmp_path / "gone", tmp_path / "out", "m")
 
 
+def forged(path, *entries, readme=True):
+    """A zip of (name, content) or (ZipInfo, content) entries, as a snapshot begins."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in ([("README.md", "# Snapshot")] if readme else []) + list(entries):
+            archive.writestr(name, content)
+    return path
+
+
+def test_no_setuid_bit_comes_back(tmp_path):
+    info = zipfile.ZipInfo("tree/tool")
+    info.external_attr = 0o106755 << 16
+    snapshot.restore(forged(tmp_path / "a.zip", (info, "x")), tmp_path / "new")
+    assert (tmp_path / "new" / "tool").stat().st_mode & 0o7777 == 0o755
+
+
+def altered(path, at, value):
+    """The zip with a field of two bytes changed in the local and in the central header of its last entry."""
+    data = bytearray(path.read_bytes())
+    for magic, offset in ((b"PK\x03\x04", at), (b"PK\x01\x02", at + 2)):
+        start = data.rindex(magic) + offset
+        data[start : start + 2] = value.to_bytes(2, "little")
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["encrypted", "unknown", "bomb", "twice", "folder", "damaged", "file and folder"])
+def test_a_zip_that_no_snapshot_is_leaves_nothing(kind, tmp_path):
+    sound, path = ("tree/sound", "x"), tmp_path / "a.zip"
+    if kind == "encrypted":
+        altered(forged(path, sound, ("tree/secret", "x" * 99)), 6, 1)
+    elif kind == "unknown":
+        altered(forged(path, sound, ("tree/odd", "x" * 99)), 8, 77)
+    elif kind == "bomb":
+        forged(path, sound, ("tree/huge", bytes(200_000_000)))
+    elif kind == "twice":
+        with pytest.warns(UserWarning, match="Duplicate"):
+            forged(path, sound, sound)
+    elif kind == "folder":
+        forged(path, sound, ("tree/a/../../b", "x"))
+    elif kind == "damaged":
+        data = bytearray(forged(path, sound, ("tree/last", os.urandom(9999))).read_bytes())
+        data[5000] ^= 1
+        path.write_bytes(data)
+    else:
+        forged(path, sound, ("tree/a", "x"), ("tree/a/b", "x"))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"a\.zip|cannot write .*new: "):
+        snapshot.restore(path, tmp_path / "new")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_this_program_runs_from_its_own_snapshot(tmp_path):
-    command = [sys.executable, "-m", "prune_jax.snapshot", "-m", "ours", "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "prune_jax", "snapshot", "-m", "ours", "--out", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     archive = done.stdout.strip()

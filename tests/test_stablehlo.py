@@ -2,12 +2,19 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from test_export import make_run
 
-from prune_jax import export, stablehlo
+from prune_jax.__main__ import main
 from prune_jax.errors import UserError
+from prune_jax.export import load, stablehlo
+from prune_jax.models import Bert, BertConfig, units
+from prune_jax.models.lenet import GEOMETRIES, LeNet
+from prune_jax.pruning import trees
+from prune_jax.run import state
+from prune_jax.run.commands import export
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +38,8 @@ def batch_of(rows, length, vocab=20):
 
 def test_a_reloaded_file_computes_the_runs_logits_at_any_batch_and_length(run, tmp_path, capsys):
     folder, model, params, gates = run
-    assert export.main([str(folder), str(tmp_path / "out"), "--format=stablehlo"]) == 0
-    deployed = export.load(tmp_path / "out")
+    assert main(["export", str(folder), str(tmp_path / "out"), "--format=stablehlo"]) == 0
+    deployed = load(tmp_path / "out")
     for rows, length in ((1, 5), (3, 64)):
         inputs = batch_of(rows, length)
         expected = model.apply({"params": params, "gates": gates}, *inputs)
@@ -51,9 +58,9 @@ def test_listed_lengths_each_have_a_file_and_the_shortest_that_holds_a_batch_tak
     folder, model, params, gates = run
     out = tmp_path / "out"
     command = [str(folder), str(out), "--format=stablehlo", "--length"]
-    assert export.main([*command, "24", "8", "24"]) == 0
+    assert main(["export", *command, "24", "8", "24"]) == 0
     assert {path.name for path in out.glob("model*")} == {"model_8.stablehlo", "model_24.stablehlo", "model.json"}
-    deployed = export.load(out)
+    deployed = load(out)
     assert (deployed.info["lengths"], deployed.info["max_length"]) == ([8, 24], 24)
     for rows, length in ((1, 5), (3, 8), (2, 9), (5, 24)):
         inputs = batch_of(rows, length)
@@ -64,12 +71,12 @@ def test_listed_lengths_each_have_a_file_and_the_shortest_that_holds_a_batch_tak
     assert json.loads((out / "tokenizer_config.json").read_text())["model_max_length"] == 24
     (out / "model_24.stablehlo").write_bytes((out / "model_8.stablehlo").read_bytes())
     with pytest.raises(ValueError):  # it was the file of 24 that took it
-        export.load(out).call(*batch_of(2, 9))
-    assert export.main([*command, "65", "--force"]) == 2
+        load(out).call(*batch_of(2, 9))
+    assert main(["export", *command, "65", "--force"]) == 2
     assert "--length is 65; allowed: 1 to 64" in capsys.readouterr().err
-    assert export.main([str(folder), str(tmp_path / "other"), "--length", "8"]) == 2
+    assert main(["export", str(folder), str(tmp_path / "other"), "--length", "8"]) == 2
     assert "--length needs --format=stablehlo" in capsys.readouterr().err and not (tmp_path / "other").exists()
-    assert export.main([*command, "8", "--force"]) == 0 and not (out / "model_24.stablehlo").exists()
+    assert main(["export", *command, "8", "--force"]) == 0 and not (out / "model_24.stablehlo").exists()
 
 
 def test_int8_is_smaller_and_near_and_a_shrunk_file_smaller_still(run, tmp_path):
@@ -99,7 +106,7 @@ def test_quantisation_by_hand():
 
 
 def test_images_are_deployed_too(small_config, tmp_path):
-    from prune_jax import train
+    from prune_jax.run import train
 
     small_config.model.name, small_config.data.task = "lenet5_caffe", "digits"
     small_config.pruning.method, small_config.train.epochs = "baseline", 1
@@ -108,25 +115,64 @@ def test_images_are_deployed_too(small_config, tmp_path):
     info = export.export(tmp_path / "run", tmp_path / "out", form="stablehlo", int8=True)
     assert info["inputs"] == [{"name": "image", "shape": ["batch", 8, 8, 1], "dtype": "float32"}]
     assert info["labels"] == [str(i) for i in range(10)]
-    assert export.load(tmp_path / "out").call(np.zeros((3, 8, 8, 1), np.float32)).shape == (3, 10)
-    with pytest.raises(UserError, match="--shrink cuts the heads, columns and pooler"):
-        export.export(tmp_path / "run", tmp_path / "other", form="stablehlo", shrink=True)
-    assert not (tmp_path / "other").exists()
+    assert load(tmp_path / "out").call(np.zeros((3, 8, 8, 1), np.float32)).shape == (3, 10)
+
+
+def closed_half(model, structure):
+    """(params, gates) of a random network: the first half of each group is closed, of layers the second."""
+    rng = np.random.default_rng(0)
+    params = model.init(jax.random.key(0), *model.example_inputs())["params"]
+    params = jax.tree.map(lambda x: np.asarray(x + 0.3 * rng.normal(size=x.shape), np.float32), params)
+    gates = {
+        name: np.ones(leaf.shape, bool) for name, leaf in trees.by_name(units.gate_shapes(model, structure)).items()
+    }
+    for group in units.chosen(model, structure):
+        for member in group.members:
+            dead = member.units < group.size // 2
+            if group.kind == "layer":
+                dead = np.full(dead.shape, group.name == "layer_1.layer")
+            np.moveaxis(gates[member.name], member.axis, 0)[dead] = False
+    return params, trees.nested(gates, "/")
+
+
+NETWORKS = {
+    "bert": (Bert(BertConfig(20, 3, 16, 2, 32, max_positions=64, closable=True)), "head+ffn+pooler+hidden+layer"),
+    "lenet": (LeNet(GEOMETRIES["lenet5_caffe"], (28, 28, 1), 10), "channels+columns"),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_all_that_the_graph_cuts_is_cut(name, tmp_path):
+    model, structure = NETWORKS[name]
+    params, gates = closed_half(model, structure)
+    sizes = {}
+    for shrink in (False, True):
+        (tmp_path / str(shrink)).mkdir()
+        info = stablehlo.write(tmp_path / str(shrink), model, params, gates, "t", shrink=shrink, platforms=("cpu",))
+        sizes[shrink] = info["bytes"]
+        for rows in (1, 3):
+            inputs = batch_of(rows, 7)
+            if name == "lenet":
+                inputs = (np.random.default_rng(rows).random((rows, 28, 28, 1), np.float32),)
+            wanted = np.asarray(state.apply(model, params, gates, dict(zip(model.inputs, inputs, strict=True))))
+            found = np.asarray(load(tmp_path / str(shrink)).call(*inputs))
+            np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max(), rtol=0)
+    assert sizes[True] < (0.6 if name == "bert" else 0.3) * sizes[False]
 
 
 def test_what_is_no_export_is_told(run, tmp_path, capsys):
-    assert export.main([str(run[0]), str(tmp_path / "out"), "--int8"]) == 2
+    assert main(["export", str(run[0]), str(tmp_path / "out"), "--int8"]) == 2
     assert "--int8 needs --format=stablehlo" in capsys.readouterr().err
     for text, says in (
         ("{}", "not that of a StableHLO"),
-        ('{"format": "prune_jax.stablehlo", "version": 9}', "version 9"),
+        ('{"format": "prune_jax.export.stablehlo", "version": 9}', "version 9"),
     ):
         (tmp_path / "model.json").write_text(text)
         with pytest.raises(UserError, match=says):
-            export.load(tmp_path)
-    (tmp_path / "model.json").write_text(json.dumps({"format": "prune_jax.stablehlo", "version": 1}))
+            load(tmp_path)
+    (tmp_path / "model.json").write_text(json.dumps({"format": "prune_jax.export.stablehlo", "version": 1}))
     with pytest.raises(UserError, match=r"cannot read .*model\.stablehlo"):
-        export.load(tmp_path)
+        load(tmp_path)
     (tmp_path / "model.stablehlo").write_bytes(b"rubbish" * 20)
     with pytest.raises(UserError, match="cannot be read by jax"):
-        export.load(tmp_path)
+        load(tmp_path)

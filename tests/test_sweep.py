@@ -87,6 +87,9 @@ def test_a_grid_is_every_combination_once(tmp_path):
     assert len(runs) == 14 and len({run.folder for run in runs}) == 14
     assert len({json.dumps(config_lib.to_json(run.config)) for run in runs}) == 14
     assert values(runs, "train.seed") == [0] * 7 + [1] * 7  # the first seed of every method comes first
+    (unset,) = made(*SMALL, "--set", "model.vocab_size=None", "--set", "report.sinks=", tmp_path=tmp_path).runs
+    assert unset.config.model.vocab_size is None and unset.config.report.sinks == ()
+    assert {"--config.model.vocab_size=None", "--config.report.sinks=()"} <= set(unset.command)
     tuples = made(*SMALL, "--set", "pruning.sparsity_steps=(50,70),(50,90)", tmp_path=tmp_path).runs
     assert values(tuples, "pruning.sparsity_steps") == [(0.5, 0.7), (0.5, 0.9)]
 
@@ -94,11 +97,12 @@ def test_a_grid_is_every_combination_once(tmp_path):
 def test_a_printed_command_makes_the_same_config(tmp_path):
     runs = made(*SMALL, "-ss", "50,70.5", "-se", "-p", "spt,baseline", tmp_path=tmp_path).runs
     code = (
-        "import json, sys, launch; from absl import flags; from prune_jax import config as c; launch._parse(sys.argv); "
-        "print(json.dumps([c.to_json(c.resolve(launch.CONFIG.value)[0]), launch.WORKDIR.value]))"
+        "import json, sys; from prune_jax import config as c; from prune_jax.run import launch; "
+        "config, workdir = launch.parse(sys.argv[1:]); print(json.dumps([c.to_json(c.resolve(config)[0]), workdir]))"
     )
     for run in runs:
-        command = [sys.executable, "-c", code, *run.command[2:]]
+        assert run.command[:4] == [sys.executable, "-m", "prune_jax", "train"]
+        command = [sys.executable, "-c", code, *run.command[4:]]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout) == [json.loads(json.dumps(config_lib.to_json(run.config))), str(run.folder)]
@@ -126,7 +130,7 @@ def test_all_mistakes_at_once(tmp_path):
 @pytest.mark.parametrize("flags", [["-e"], ["-e", "3", "--epoch", "4"], ["--config", "gone.py"]])
 def test_malformed_command_lines(flags, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "prune_jax.sweep", *flags, "--out", str(tmp_path / "out")],
+        [sys.executable, "-m", "prune_jax", "sweep", *flags, "--out", str(tmp_path / "out")],
         cwd=ROOT, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 2 and done.stderr.startswith("sweep: ") and "Traceback" not in done.stderr
@@ -134,12 +138,16 @@ def test_malformed_command_lines(flags, tmp_path):
 
 
 def test_dry_run_and_help(tmp_path):
-    command = [sys.executable, "-m", "prune_jax.sweep"]
+    command = [sys.executable, "-m", "prune_jax", "sweep"]
     done = subprocess.run(
         [*command, *SMALL, "--dry-run", "-p", "baseline,spt", "--out", str(tmp_path / "out")],
         cwd=ROOT, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    assert done.returncode == 0 and done.stdout.count("launch.py --config=") == 2 and list(tmp_path.iterdir()) == []
+    assert (
+        done.returncode == 0
+        and done.stdout.count("-m prune_jax train --config=") == 2
+        and list(tmp_path.iterdir()) == []
+    )
     assert "train.epochs             3" in done.stdout and "sweep     2 runs (2 pruning.method)" in done.stdout
     text = subprocess.run([*command, "-h"], cwd=ROOT, capture_output=True, text=True, timeout=60).stdout
     for flag in (
@@ -193,8 +201,10 @@ import json, os, runpy, signal, sys, time, types
 from pathlib import Path
 ROOT = {root!r}
 sys.path.insert(0, ROOT)
-import prune_jax
-from prune_jax import config as config_lib, report, workdir as workdir_lib
+import prune_jax.run
+from prune_jax import config as config_lib
+from prune_jax import files, report
+from prune_jax.run import workdir as workdir_lib
 from prune_jax.errors import Stopped, UserError
 
 def train_and_evaluate(config, workdir):
@@ -234,22 +244,23 @@ def train_and_evaluate(config, workdir):
                           sparsity=0.0, target_sparsity=0.0, seconds=1.0))
     writer.close()
     own = {{"cores": sorted(os.sched_getaffinity(0))}}
-    workdir_lib.write_json(workdir / "summary.json", dict(
+    files.write_json(workdir / "summary.json", dict(
         method=config.pruning.method, task="single", model_size="tiny", metric_name="accuracy", sparsity=0.0,
         best_metric=0.53, final_metric=0.53, seconds=3.0, versions={{}}, device="cpu", **own))
 
-prune_jax.train = types.ModuleType("prune_jax.train")
-prune_jax.train.train_and_evaluate = train_and_evaluate
-sys.argv[0] = ROOT + "/launch.py"
-runpy.run_path(sys.argv[0], run_name="__main__")
+prune_jax.run.train = types.ModuleType("prune_jax.run.train")
+prune_jax.run.train.train_and_evaluate = train_and_evaluate
+sys.argv[0] = "prune-jax"
+runpy.run_module("prune_jax", run_name="__main__", alter_sys=True)
 """
 DRIVER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from prune_jax.sweep import __main__ as sweep, plan
-plan.LAUNCH = Path({child!r})
-sys.exit(sweep.main(sys.argv[1:]))
+from prune_jax.sweep import child
+child.TRAIN = (sys.executable, {child!r}, "train")
+from prune_jax.__main__ import run
+sys.exit(run("prune_jax.sweep.command", sys.argv[1:], "sweep"))
 """
 
 
@@ -353,6 +364,32 @@ def test_a_killed_run_is_told_and_resumed(sweep):
     assert code == 0 and (sweep.folder(0) / "tries").read_text() == "started resumed "
 
 
+def test_a_killed_sweep_takes_its_runs_along_and_goes_on(sweep):
+    process = sweep.start("--seeds", "0,1", "-max-parallel-jobs", "2", fake={"0": "hang", "1": "hang"})
+    sweep.wait_for(0, 1)
+    process.kill()
+    process.communicate(timeout=60)
+    children = [int((sweep.folder(seed) / "pid").read_text()) for seed in (0, 1)]
+    deadline = time.monotonic() + 30
+    while not all(map(gone, children)):
+        assert time.monotonic() < deadline, "the children live on"
+        time.sleep(0.02)
+    code, said = sweep.run("--seeds", "0,1")
+    assert code == 0 and "FAILED" not in said
+    assert [(sweep.folder(seed) / "tries").read_text() for seed in (0, 1)] == ["started resumed "] * 2
+
+
+def test_a_second_sweep_on_one_folder_is_refused(sweep):
+    process = sweep.start("--seeds", "0", fake={"0": "slow"})
+    sweep.wait_for(0)
+    code, said = sweep.run("--seeds", "1")
+    assert code == 2 and f"is in use by process {process.pid}" in said and "--out" in said
+    assert not sweep.folder(1).exists()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert sweep.run("--seeds", "0,1")[0] == 0
+
+
 def test_two_jobs_run_at_once_on_their_own_cores(sweep):
     code, said = sweep.run("--seeds", "0,1", "-max-parallel-jobs", "2", fake={"0": "pair", "1": "pair"})
     assert code == 0, said
@@ -375,8 +412,30 @@ def test_a_run_is_known_by_its_config(sweep):
     (sweep.folder(0) / "config.json").write_text(
         (sweep.folder(0) / "config.json").read_text().replace('"epochs": 3', '"epochs": 7')
     )
+    code, said = sweep.run("--seeds", "0")
+    assert code == 0, said
+    assert len(list(sweep.out.glob("results_spt_single_seed0_*.zip"))) == 1
+
+
+def test_a_run_that_is_older_than_a_key_is_still_done(sweep):
+    code, _ = sweep.run("--seeds", "0,1")
+    assert code == 0
+    for seed, folder in ((0, sweep.folder(0)), (1, sweep.folder(1).rename(sweep.out / "renamed"))):
+        saved = json.loads((folder / "config.json").read_text())
+        assert saved["train"]["seed"] == seed and saved["spt"].pop("absolute") is False
+        (folder / "config.json").write_text(json.dumps(saved))
+    code, said = sweep.run("--seeds", "0,1")
+    assert code == 0 and "seed0] is done already" in said and "[renamed] is done already" in said
+    assert not list(sweep.out.glob("*.zip")) and not sweep.folder(1).exists()
+    code, said = sweep.run("--seeds", "0,1", "--set", "spt.absolute=true")  # the other value is another run
+    assert code == 0 and said.count("done in") == 2
+
+
+def test_a_run_whose_numbers_go_elsewhere_now_is_still_done(sweep):
     code, _ = sweep.run("--seeds", "0")
-    assert code == 0 and len(list(sweep.out.glob("results_spt_single_seed0_*.zip"))) == 1
+    assert code == 0
+    code, said = sweep.run("--seeds", "0", "--set", "report.sinks=", "--set", "train.eval_batch_size=7")
+    assert code == 0 and "seed0] is done already" in said and not list(sweep.out.glob("*.zip"))
 
 
 def test_bars_on_a_terminal(sweep):
@@ -403,7 +462,7 @@ def test_lines_of_a_log():
     assert not progress.read("data      builtin single") and progress.fraction == 0
     assert progress.read("epoch 1/4  train loss 0.5  eval loss 0.4  accuracy 0.5") and progress.fraction == 0.25
     assert not progress.read("epoch 2/4  5/10 steps, loss 0.5, sparsity 0%") and progress.fraction == 0.375
-    assert progress.read("launch.py: a mistake") and progress.read("note      cut")
+    assert progress.read("train: a mistake") and progress.read("note      cut")
 
 
 # Clusters ------------------------------------------------------------------------------------------------------------
@@ -452,7 +511,7 @@ def test_a_real_sweep_in_parallel(tmp_path):
     here = tmp_path / "here"
     here.mkdir()
     done = subprocess.run(
-        [sys.executable, "-m", "prune_jax.sweep", "--config", str(config), "-p", "magnitude,movement", "-e", "2",
+        [sys.executable, "-m", "prune_jax", "sweep", "--config", str(config), "-p", "magnitude,movement", "-e", "2",
          "-ps", "0", "-ss", "50,80", "-parallel", "-max-parallel-jobs", "2", "--out", str(tmp_path / "out")],
         cwd=here, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600,
     )  # fmt: skip

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from prune_jax import trees
+from prune_jax.pruning import trees
 
 
 def test_leaves_by_name_and_differences_by_hand():

@@ -1,5 +1,6 @@
 """The run's folder: nothing in it is ever lost, and only one process writes it."""
 
+import errno
 import json
 import os
 import re
@@ -14,8 +15,9 @@ import numpy as np
 import pytest
 
 from configs import common
-from prune_jax import workdir as workdir_lib
+from prune_jax import files
 from prune_jax.errors import UserError
+from prune_jax.run import workdir as workdir_lib
 
 CONFIG = {"train": {"epochs": 2, "buckets": (32, 64)}, "pruning": {"method": "spt"}}
 
@@ -43,7 +45,7 @@ def test_missing_or_empty_folder_starts_anew(workdir, exists):
     if exists:
         workdir.mkdir(parents=True)
     assert workdir_lib.prepare(workdir, CONFIG) is False
-    assert workdir_lib.read_json(workdir / "config.json") == json.loads(json.dumps(CONFIG))
+    assert files.read_json(workdir / "config.json") == json.loads(json.dumps(CONFIG))
     assert not archives(workdir)
     workdir_lib.release(workdir)
 
@@ -66,6 +68,52 @@ def test_a_key_that_is_newer_than_the_run_has_its_default(workdir):
     (line,) = lines
     assert {"train.seed", "train.batch_size"} <= set(re.findall(r"[a-z_.]+", line))
     assert str(archive) in line and str(workdir) in line
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"report": {"sinks": ["mlflow"], "project": "mine"}},
+        {"data": {"cache_dir": "elsewhere"}},
+        {"train": {"eval_batch_size": 7, "checkpoint_every": 50}},
+        {"sws": {"tau": 0.5}, "movement": {"frequency": 9}},  # the method is spt
+    ],
+    ids=lambda changes: "+".join(changes),
+)
+def test_a_key_that_no_result_depends_on_may_change(workdir, changes):
+    unfinished_run(workdir)
+    new = {room: CONFIG.get(room, {}) | changes.get(room, {}) for room in CONFIG | changes}
+    assert workdir_lib.resumes(workdir, new) is True
+    assert workdir_lib.prepare(workdir, new) is True
+    assert (workdir / "metrics.csv").exists() and not archives(workdir)
+    assert files.read_json(workdir / "config.json") == json.loads(json.dumps(new))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"spt": {"epsilon": 0.5}}, {"train": {"seed": 1}}, {"pruning": {"method": "sws"}}, {"data": {"dir": "elsewhere"}}],
+    ids=lambda changes: "+".join(changes),
+)
+def test_any_other_key_starts_a_new_run(workdir, changes):
+    unfinished_run(workdir)
+    new = {room: CONFIG.get(room, {}) | changes.get(room, {}) for room in CONFIG | changes}
+    before = sorted(workdir.parent.rglob("*"))
+    assert workdir_lib.resumes(workdir, new) is False
+    assert sorted(workdir.parent.rglob("*")) == before
+    assert workdir_lib.prepare(workdir, new) is False and len(archives(workdir)) == 1
+
+
+def test_resumes_reads_alone(workdir):
+    assert workdir_lib.resumes(workdir, CONFIG) is False and not workdir.exists()
+    unfinished_run(workdir)
+    assert workdir_lib.resumes(workdir, CONFIG) is True
+    (workdir / "summary.json").write_text("{}")
+    assert workdir_lib.resumes(workdir, CONFIG) is False and not archives(workdir)
+    (workdir / "config.json").write_text("[]")
+    with pytest.raises(UserError, match="not a run of this program"):
+        workdir_lib.resumes(workdir, CONFIG)
+    with pytest.raises(UserError, match="is a file"):
+        workdir_lib.resumes(workdir / "summary.json", CONFIG)
 
 
 def test_killed_first_save_is_no_checkpoint(workdir):
@@ -98,7 +146,7 @@ def test_other_or_finished_run_is_archived_whole(workdir, change):
     new = {**CONFIG, "train": {"epochs": 9}} if change == "config" else CONFIG
     assert workdir_lib.prepare(workdir, new) is False
     assert [path.name for path in workdir.iterdir()] == ["config.json"]
-    assert workdir_lib.read_json(workdir / "config.json")["train"]["epochs"] == new["train"]["epochs"]
+    assert files.read_json(workdir / "config.json")["train"]["epochs"] == new["train"]["epochs"]
     (archive,) = archives(workdir)
     assert archive.name == "results_spt_20240203-040506.zip"
     with zipfile.ZipFile(archive) as opened:
@@ -173,7 +221,7 @@ def test_a_linked_workdir_stays_linked(workdir, tmp_path):
 
 def test_a_second_process_is_refused_until_the_first_ends(workdir):
     code = (
-        "import sys; from prune_jax import workdir; workdir.prepare(sys.argv[1], {'train': {}}); "
+        "import sys; from prune_jax.run import workdir; workdir.prepare(sys.argv[1], {'train': {}}); "
         "print('ready', flush=True); sys.stdin.read()"
     )
     root = Path(__file__).resolve().parents[1]
@@ -191,15 +239,15 @@ def test_a_second_process_is_refused_until_the_first_ends(workdir):
 def test_json_has_no_nan_and_no_tuples(tmp_path):
     path = tmp_path / "a.json"
     values = {"nan": float("nan"), "inf": [np.inf, -np.inf], "pair": (1, 2), "f": np.float32(0.5), "j": jnp.arange(2)}
-    workdir_lib.write_json(path, {**values, "path": path, 3: True})
+    files.write_json(path, {**values, "path": path, 3: True})
     expected = {"nan": None, "inf": [None, None], "pair": [1, 2], "f": 0.5, "j": [0, 1], "path": str(path), "3": True}
-    assert workdir_lib.read_json(path) == expected
+    assert files.read_json(path) == expected
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     path.write_text("{")
     with pytest.raises(UserError, match="not a JSON file"):
-        workdir_lib.read_json(path)
+        files.read_json(path)
     with pytest.raises(UserError, match="cannot read"):
-        workdir_lib.read_json(tmp_path / "missing.json")
+        files.read_json(tmp_path / "missing.json")
 
 
 def test_provenance_names_versions_and_command():
@@ -207,3 +255,32 @@ def test_provenance_names_versions_and_command():
     assert found["versions"]["jax"] and found["device"] == "1 x cpu" and found["command"] == sys.argv
     assert found["commit"] is None or len(found["commit"]) == 40
     json.dumps(found)
+
+
+def test_a_file_beside_the_source_makes_no_checkout_dirty(tmp_path, monkeypatch):
+    def git(*args):
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a", *args], check=True)
+
+    package = tmp_path / "prune_jax" / "run"
+    package.mkdir(parents=True)
+    for path in (package.parent / "__init__.py", package / "workdir.py"):
+        path.write_text("")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    monkeypatch.setattr(workdir_lib, "__file__", str(package / "workdir.py"))
+    (tmp_path / ".results_spt.lock").write_text("1")
+    assert workdir_lib.provenance()["dirty"] is False
+    (package / "new.py").write_text("")
+    assert workdir_lib.provenance()["dirty"] is True
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_a_warning(number, tmp_path, monkeypatch, caplog):
+    def refuse(descriptor, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(workdir_lib.fcntl, "flock", refuse)
+    assert workdir_lib.prepare(tmp_path / "run", CONFIG) is False
+    assert "has no locks" in caplog.text and not list(tmp_path.glob(".*.lock"))
+    workdir_lib.release(tmp_path / "run")

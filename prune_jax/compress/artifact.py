@@ -1,19 +1,21 @@
-"""The .pjx file: a whole network, entropy coded, with what it takes to rebuild and evaluate it.
+"""The .pjx file: a whole network, entropy coded, with its config and its tokenizer. docs/file_format.md describes it.
 
     magic "PJX", format version (1 byte), CRC-32 of all that follows (4 bytes, little endian)
     header: JSON, deflated with a preset dictionary: the run's config, the tree of shapes, the numbers of gated leaves
     tokenizer: LZMA; empty where there is none
     shared codebook: bit patterns that any leaf may refer to; empty where there is none
     the size of each leaf, then each leaf as codec.encode made it, in the order of sorted keys
-    zeros, where the file would be shorter than 1/1024 byte a weight
+    zeros, where the file would be shorter than 1/1024 byte per weight
 
-header, tokenizer, codebook and leaves are preceded by their sizes (varints; the codebook's in entries).
+The header, the tokenizer, the codebook and the leaves are preceded by their sizes, as varints. The codebook's size is
+its number of entries.
 
-Weights come back bit for bit. Gates are not stored: a gated kernel's gate is closed exactly where its weight is +0.0,
-which is what a closed gate leaves of any weight; an open gate on a weight of 0 comes back closed, to the same effect.
+Weights come back bit for bit. Gates are not stored. The gate of a gated kernel is closed exactly where the weight is
++0.0, which is what a closed gate makes of any weight. An open gate on a weight of +0.0 comes back closed, which has the
+same effect.
 
-A forged file cannot ask for more memory than its length justifies: a reader allocates for no more than 1,024 weights a
-byte of the file (a compression rate of 4,096), 2^31 in all.
+A forged file cannot ask for more memory than its length justifies. A reader allocates for at most 1,024 weights per
+byte of the file, which is a compression rate of 4,096, and for 2^31 weights in all.
 """
 
 import json
@@ -25,13 +27,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prune_jax import config as config_lib
-from prune_jax import shrink
-from prune_jax import workdir as workdir_lib
+from prune_jax import files
 from prune_jax.compress import codec
 from prune_jax.compress.codec import CodecError
 from prune_jax.compress.dictionary import DICTIONARY
 from prune_jax.errors import UserError
+from prune_jax.pruning.merge import merge
 
 Tree = Any
 
@@ -48,22 +49,28 @@ _LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 1 << 22}]
 
 
 class Artifact(NamedTuple):
-    """What a file holds: the run's config, params and gates as NumPy trees, the tokenizer's JSON or None."""
+    """What a file holds.
 
-    config: Any
+    Attributes:
+      config: the run's config, in JSON's types.
+      params, gates: NumPy trees, float32 and boolean.
+      tokenizer: the text of its tokenizer.json, None where there is none.
+    """
+
+    config: dict
     params: Tree
     gates: Tree
     tokenizer: str | None
 
 
 class Row(NamedTuple):
-    """A leaf in the file.
+    """What one leaf takes in the file.
 
     Attributes:
-      values: its distinct bit patterns, None beyond codec.MAX_CODEBOOK.
-      entropy: of a gated kernel, the bytes that its weights take as independent draws from their own distribution, the
-        codebook not counted; None of other leaves. A size below it is what rows and columns of different density give.
-      size: bytes in the file.
+      values: the number of its distinct bit patterns; None beyond codec.MAX_CODEBOOK.
+      entropy: the bytes that a gated kernel's weights would take as independent draws from their own distribution,
+        without the codebook; None for other leaves. The size can be lower: rows and columns differ in density.
+      size: its bytes in the file.
     """
 
     name: str
@@ -79,7 +86,7 @@ class Row(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What was written: a row a leaf, and the bytes of the header, of the tokenizer, and of the whole file."""
+    """What was written: one row per leaf, and the bytes of the header, of the tokenizer, and of the whole file."""
 
     rows: list[Row]
     header: int
@@ -88,7 +95,7 @@ class Report(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Bytes of all weights as float32, by the bytes of the whole file."""
+        """The compression rate: the bytes of all weights as float32, divided by the bytes of the whole file."""
         return 4 * sum(row.weights for row in self.rows) / self.size
 
 
@@ -109,11 +116,11 @@ def _map(tree: Tree, change, path: tuple[str, ...] = ()) -> Tree:
 
 
 def _network_leaves(params: Tree, gates: Tree) -> tuple[list[tuple[tuple[str, ...], np.ndarray]], list[int]]:
-    """The leaves to store, closed, and the numbers of the gated ones."""
+    """(the leaves to store, with closed weights at 0; the numbers of the gated leaves among them)."""
     for path, leaf in _flatten(params):
         if np.asarray(leaf).dtype != np.float32:
             raise UserError(f"{'/'.join(path)} is {np.asarray(leaf).dtype}; an artifact holds float32 weights only")
-    leaves = _flatten(shrink.merge(params, gates))
+    leaves = _flatten(merge(params, gates))
     numbers = {path: i for i, (path, _) in enumerate(leaves)}
     return leaves, sorted(numbers[path] for path, _ in _flatten(gates))
 
@@ -121,11 +128,11 @@ def _network_leaves(params: Tree, gates: Tree) -> tuple[list[tuple[tuple[str, ..
 # Writing -------------------------------------------------------------------------------------------------------------
 
 
-def write(path, config, params: Tree, gates: Tree, tokenizer: str | None = None) -> Report:
+def write(path, config: dict, params: Tree, gates: Tree, tokenizer: str | None = None) -> Report:
     """Writes the network to `path`, whole or not at all; a file that is there is replaced.
 
     Args:
-      config: the run's resolved config.
+      config: the run's resolved config, in JSON's types.
       params, gates: nested dicts of arrays, float32 and boolean; a weight under a closed gate is stored as 0.
       tokenizer: the text of a tokenizer.json.
     Raises:
@@ -134,20 +141,20 @@ def write(path, config, params: Tree, gates: Tree, tokenizer: str | None = None)
     """
     data, report = encode(config, params, gates, tokenizer)
     try:
-        workdir_lib.write_bytes(path, data)
+        files.write_bytes(path, data)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     return report
 
 
-def encode(config, params: Tree, gates: Tree, tokenizer: str | None = None) -> tuple[bytes, Report]:
-    """The bytes of the file that write writes, and what they are made of."""
+def encode(config: dict, params: Tree, gates: Tree, tokenizer: str | None = None) -> tuple[bytes, Report]:
+    """(the bytes of the file that `write` writes, what they are made of)."""
     leaves, gated = _network_leaves(params, gates)
     weights = sum(leaf.size for _, leaf in leaves)
     if weights > _MAX_WEIGHTS:
         raise UserError(f"the network has {weights:,} weights; an artifact holds at most {_MAX_WEIGHTS:,}")
     header = {
-        "config": config_lib.to_json(config),
+        "config": config,
         "gated": gated,
         "params": _map(params, lambda _, leaf: list(np.shape(leaf))),
     }
@@ -158,7 +165,7 @@ def encode(config, params: Tree, gates: Tree, tokenizer: str | None = None) -> t
     packed_tokenizer = b"" if tokenizer is None else _pack_tokenizer(tokenizer)
     distinct = [codec.distinct_patterns(codec.bit_patterns(leaf), codec.MAX_CODEBOOK) for _, leaf in leaves]
     blobs = [codec.encode(leaf) for _, leaf in leaves]
-    shared = _shared_codebook([found for found in distinct if found is not None])
+    shared = _shared_codebook([patterns for patterns in distinct if patterns is not None])
     if len(shared):
         sharing = [codec.encode(leaf, shared) for _, leaf in leaves]
         if 4 * len(shared) + sum(map(len, sharing)) < sum(map(len, blobs)):
@@ -180,22 +187,22 @@ def encode(config, params: Tree, gates: Tree, tokenizer: str | None = None) -> t
     body += bytes(max(0, -(-weights // _WEIGHTS_PER_BYTE) - _PREFIX - len(body)))
     data = MAGIC + bytes([VERSION]) + zlib.crc32(body).to_bytes(4, "little") + body
     rows = []
-    for i, ((path, leaf), found, blob) in enumerate(zip(leaves, distinct, blobs, strict=True)):
-        values = None if found is None else len(found)
-        entropy = _entropy(leaf, found) if i in gated and values is not None else None
+    for i, ((path, leaf), patterns, blob) in enumerate(zip(leaves, distinct, blobs, strict=True)):
+        values = None if patterns is None else len(patterns)
+        entropy = _entropy(leaf, patterns) if i in gated and values is not None else None
         rows.append(Row("/".join(path), leaf.shape, int(np.count_nonzero(leaf)), values, entropy, len(blob)))
     return data, Report(rows, len(packed_header), len(packed_tokenizer), len(data))
 
 
 def _shared_codebook(distinct: list[np.ndarray]) -> np.ndarray:
-    """Bit patterns that leaves have in common, where one list of them might be shorter than a list a leaf."""
+    """The bit patterns of all leaves, where one list of them may be shorter than one list per leaf; else none."""
     everything = np.concatenate([np.empty(0, np.uint32), *distinct])
     union = np.unique(everything)
     return union if len(union) <= min(_MAX_SHARED, 0.75 * len(everything)) else union[:0]
 
 
 def _entropy(leaf: np.ndarray, distinct: np.ndarray) -> float:
-    """Bytes of the leaf's weights as independent draws from their own distribution."""
+    """The bytes of a leaf's weights, coded as independent draws from their own distribution."""
     if not leaf.size:
         return 0.0
     counts = np.bincount(np.searchsorted(distinct, codec.bit_patterns(leaf)), minlength=len(distinct))
@@ -208,7 +215,7 @@ def _deflate(data: bytes) -> bytes:
 
 
 def _pack_tokenizer(text: str) -> bytes:
-    """A tokenizer.json with its vocabulary as a list in the order of ids: the ids need not be told."""
+    """Packs a tokenizer.json, its vocabulary as a list in the order of ids, so that the ids need not be stored."""
     parsed, tokens = json.loads(text), None
     vocab = (parsed.get("model") or {}).get("vocab")
     if isinstance(vocab, dict) and sorted(vocab.values()) == list(range(len(vocab))):
@@ -224,7 +231,7 @@ def _pack_tokenizer(text: str) -> bytes:
 
 
 def read(path) -> Artifact:
-    """The network in the file `path`.
+    """Reads the network in the file `path`.
 
     Raises:
       UserError: the file is missing, is not an artifact, is damaged (cut short or altered), or of a newer format.
@@ -275,10 +282,6 @@ def _decode(body: bytes) -> Artifact:
         arrays[path] = codec.decode(reader.take(size), tuple(shape), shared)
     if any(reader.rest()):
         raise CodecError("it goes on after its end")
-    try:
-        config = config_lib.from_json(config)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CodecError("its header holds no config") from error
     gates = _gates(arrays, {leaves[i][0] for i in gated})
     return Artifact(config, _map(shapes, lambda path, _: arrays[path]), gates, tokenizer)
 
@@ -305,12 +308,12 @@ def _checked_size(shape) -> int:
 def _inflate(data: bytes) -> bytes:
     try:
         unpacker = zlib.decompressobj(-15, DICTIONARY)
-        found = unpacker.decompress(data, _MAX_HEADER)
+        plain = unpacker.decompress(data, _MAX_HEADER)
     except zlib.error as error:
         raise CodecError(f"its header cannot be unpacked ({error})") from error
     if not unpacker.eof or unpacker.unused_data:
         raise CodecError("its header is cut short or too long")
-    return found
+    return plain
 
 
 def _unpack_tokenizer(data: bytes) -> str | None:
@@ -323,10 +326,10 @@ def _unpack_tokenizer(data: bytes) -> str | None:
         raise CodecError(f"its tokenizer cannot be unpacked ({error})") from error
     if not unpacker.eof or unpacker.unused_data:
         raise CodecError("its tokenizer is cut short or too long")
-    found = _json(plain, "its tokenizer")
-    if not isinstance(found, list) or len(found) != 2 or not isinstance(found[0], dict):
+    packed = _json(plain, "its tokenizer")
+    if not isinstance(packed, list) or len(packed) != 2 or not isinstance(packed[0], dict):
         raise CodecError("its tokenizer is not one")
-    parsed, tokens = found
+    parsed, tokens = packed
     if tokens is not None:
         model = parsed.get("model")
         if not isinstance(model, dict) or not isinstance(tokens, list) or any(type(t) is not str for t in tokens):
@@ -342,31 +345,11 @@ def _json(data: bytes, what: str):
         raise CodecError(f"{what} cannot be parsed ({type(error).__name__})") from error
 
 
-def save_tokenizer(text: str | None, folder, path) -> Path | None:
-    """Writes an artifact's tokenizer as a run keeps it, and returns `folder`; None if there is none.
-
-    Raises:
-      UserError: it is not a tokenizer; `path`, the artifact, is named.
-    """
-    if text is None:
-        return None
-    import tokenizers
-
-    from prune_jax.data.tokenizer import Tokenizer
-
-    try:
-        backend = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing more particular
-        raise UserError(f"{path} is damaged: its tokenizer cannot be loaded ({error})") from error
-    Tokenizer(backend, str(path)).save(folder)
-    return Path(folder)
-
-
 # The table -----------------------------------------------------------------------------------------------------------
 
 
 def table(report: Report) -> list[str]:
-    """Lines: what each leaf takes in the file, their sums, and the compression rate."""
+    """The lines of a table: what each leaf takes in the file, the sums, and the compression rate."""
     titles = ("leaf", "shape", "non-zeros", "%", "values", "bits/weight", "entropy", "bytes", "share %")
     kernels = _sum("kernels", [row for row in report.rows if row.entropy is not None])
     total = _sum("total", report.rows)._replace(size=report.size)

@@ -1,21 +1,22 @@
-"""One float32 array as bytes, and back bit for bit: which weights are not zero, and what they are.
+"""Codes one float32 array as bytes, bit for bit: where its weights are, and what they are.
 
-Where the weights are, in the array as a matrix (all axes but the last, last axis), is told in one of three ways:
-  ALL    every weight is stored, zeros included: dense layers.
-  GAPS   the zeros before each non-zero along the flattened array, as Deep Compression does (Han et al., 2016,
-         arXiv:1510.00149), but with buckets of gaps entropy coded in place of fillers for long ones.
-  MASK   one coded bit a weight. Rows and columns are sorted into classes by the power of two of their number of
-         non-zeros, and a bit's probability is the share of non-zeros in its (row class, column class) cell, so a dead
-         neuron, a dead input pixel or a dead filter costs its class and nothing more. Classes of rows, of columns, of
-         both or of none, and of powers of four, are all tried.
-What they are, in one of three ways as well:
-  CODES  a codebook of the distinct bit patterns, and an entropy coded index of each.
-  SHARED the same with the file's one codebook, which all layers share (soft weight-sharing has one mixture for all).
-  RAW    the four bytes of the patterns apart, each entropy coded where that gains: the exponents of any array, the low
-         bytes of one that holds numbers of less precision. Signs and mantissas, as a rule, stay as they are.
-The smallest combination is stored. All of an array goes through one rans stream: a single coder state is flushed.
+The array is read as a matrix: all axes but the last are its rows, the last axis is its columns. Where the weights are
+is coded in one of three ways:
+  ALL    every weight is stored, zeros included, for dense layers.
+  GAPS   the number of zeros before each non-zero along the flattened array, as in Deep Compression (Han et al., 2016,
+         arXiv:1510.00149). Long gaps have entropy coded buckets here, in place of fillers.
+  MASK   one coded bit per weight. Rows and columns are sorted into classes by the power of two of their number of
+         non-zeros. A bit's probability is the share of non-zeros in its cell, (row class, column class). So a dead
+         neuron, input pixel or filter costs no more than its class. The classes may be of rows, of columns, of both or
+         of none, and of powers of four; all are tried.
+What the weights are is coded in one of three ways, too:
+  CODES  a codebook of the distinct bit patterns, and the entropy coded index of each weight.
+  SHARED the same with a codebook that all layers of the file share: soft weight-sharing has one mixture for all.
+  RAW    the four bytes of the patterns, each byte by itself, entropy coded where that gains. It gains on exponents, and
+         on the low bytes of numbers of less precision. Signs and mantissas are mostly stored as they are.
+The smallest combination is stored. One rANS stream carries all of an array, so that one coder state is flushed.
 
-"Zero" is the bit pattern of +0.0; -0.0, infinities, NaNs and denormals are values like any other.
+A zero is the bit pattern of +0.0. -0.0, infinities, NaNs and denormals are values like any other.
 """
 
 import functools
@@ -32,13 +33,13 @@ NO_CODEBOOK = np.empty(0, np.uint32)
 
 _ALL, _GAPS, _MASK = range(3)
 _CODES, _SHARED, _RAW = range(3)
-_LEVELS = 3  # of classes, for rows and for columns: all alike, powers of four, powers of two
-_PLAIN_GAPS = 8  # gaps below have a bucket each, longer ones four buckets an octave
+_LEVELS = 3  # of classes, for rows and for columns: one class for all, powers of four, powers of two
+_PLAIN_GAPS = 8  # smaller gaps have a bucket each, longer ones four buckets per octave
 _MAX_BUCKETS = _PLAIN_GAPS + 4 * 29  # gaps below 2^32
 
-# A frequency is stored in a byte, as 16 steps an octave below the greatest; 0 is a symbol that does not occur.
+# A frequency is stored in a byte, in 16 steps per octave below the greatest; 0 is a symbol that does not occur.
 _WEIGHTS = np.concatenate([[0], np.rint(256 * 2.0 ** (np.arange(255) / 16))]).astype(np.int64)
-# So is the probability of a mask's bit, as 9 steps a factor of two in the odds; 0 and 255 are certain zeros and ones.
+# So is the probability of a mask's bit, in 9 steps per factor of two in the odds; 0 and 255 are certain zeros and ones.
 _ODDS = np.arange(1, 255)
 _CHANCES = np.concatenate([[0], np.clip(np.rint(TOTAL / (1 + 2.0 ** ((127.5 - _ODDS) / 9))), 1, TOTAL - 1), [TOTAL]])
 _CHANCES = _CHANCES.astype(np.int64)
@@ -50,30 +51,30 @@ def bit_patterns(array: np.ndarray) -> np.ndarray:
 
 
 def distinct_patterns(patterns: np.ndarray, most: int) -> np.ndarray | None:
-    """The distinct ones of (n,) uint32 bit patterns, increasing; None where there are more than `most`."""
+    """The distinct values of (n,) uint32 bit patterns, increasing; None where there are more than `most`."""
     for part in (patterns[: 16 * most], patterns):  # a dense array of floats gives itself away at once
         ordered = np.sort(part)
-        found = ordered[np.diff(ordered, prepend=ordered[:1] ^ 1) != 0]
-        if len(found) > most:
+        distinct = ordered[np.diff(ordered, prepend=ordered[:1] ^ 1) != 0]
+        if len(distinct) > most:
             return None
-    return found
+    return distinct
 
 
 # Bytes ---------------------------------------------------------------------------------------------------------------
 
 
 def varint(number: int) -> bytes:
-    """A number from 0 on, seven bits a byte, the lowest first (LEB128)."""
-    found = bytearray()
+    """A number of 0 or more in seven bits per byte, the lowest first (LEB128)."""
+    encoded = bytearray()
     while number > 127:
-        found.append(number & 127 | 128)
+        encoded.append(number & 127 | 128)
         number >>= 7
-    found.append(number)
-    return bytes(found)
+    encoded.append(number)
+    return bytes(encoded)
 
 
 class Reader:
-    """Reads bytes front to back. CodecError where they end early."""
+    """Reads bytes from front to back. Its methods raise CodecError where the bytes end early."""
 
     def __init__(self, data: bytes):
         self._data, self._position = data, 0
@@ -91,7 +92,7 @@ class Reader:
         return self.take(1)[0]
 
     def varint(self, most: int) -> int:
-        """A number that must not exceed `most`."""
+        """Reads a varint. CodecError if it exceeds `most`."""
         number, shift = 0, 0
         while shift <= 63:
             byte = self.byte()
@@ -108,9 +109,14 @@ class Reader:
 
 
 class _Part(NamedTuple):
-    """What is stored as it is, functions that make the segments for rans.encode, and the bytes of both together.
+    """A part of a coded array.
 
-    The size is known from counts alone; the segments are made only of the parts that are stored.
+    The size is known from counts alone. Segments are made only for the parts that are stored.
+
+    Attributes:
+      head: the bytes that are stored as they are.
+      segments: functions without arguments; each returns a segment for rans.encode.
+      size: the bytes of the head and of the coded segments together.
     """
 
     head: bytes
@@ -122,7 +128,7 @@ class _Part(NamedTuple):
 
 
 def _frequencies(table: np.ndarray) -> np.ndarray:
-    """(K,) int64 that sum to TOTAL, from a table's bytes. Integers only: every machine finds the same."""
+    """(k,) int64 that sum to TOTAL, from the bytes of a table. In integers, so that every machine gets the same."""
     weights = _WEIGHTS[table]
     present = weights > 0
     spare = TOTAL - int(np.count_nonzero(present))
@@ -134,13 +140,13 @@ def _frequencies(table: np.ndarray) -> np.ndarray:
 
 
 def _table(counts: np.ndarray) -> np.ndarray:
-    """(K,) uint8: the bytes that stand for these counts, not all of them 0."""
+    """(k,) uint8: the bytes that stand for these counts, of which at least one is not 0."""
     steps = np.rint(16 * np.log2(np.maximum(counts, 1) / counts.max())) + 255
     return np.where(counts > 0, np.clip(steps, 1, 255), 0).astype(np.uint8)
 
 
 def _coded(symbols: np.ndarray, size: int) -> _Part:
-    """Symbols below `size` of one distribution: its table of `size` bytes, then the symbols."""
+    """A part of symbols of one distribution: a table of `size` bytes, then the symbols, which are below `size`."""
     counts = np.bincount(symbols, minlength=size)
     if size <= 1 or not len(symbols):
         return _Part(b"", (), 0)
@@ -157,7 +163,7 @@ def _coded(symbols: np.ndarray, size: int) -> _Part:
 
 
 class _Symbols:
-    """What _coded wrote: reads its table when made, its symbols when asked."""
+    """Reads what _coded wrote: the table when it is made, the symbols when `decode` asks for them."""
 
     def __init__(self, reader: Reader, size: int, count: int):
         self._count, self._frequencies = count, None
@@ -174,7 +180,7 @@ class _Symbols:
 
 
 def _bucket_sizes(buckets: np.ndarray) -> np.ndarray:
-    """The number of low bits that tell the gaps of a bucket apart."""
+    """The number of low bits that distinguish the gaps of each bucket."""
     return np.where(buckets < _PLAIN_GAPS, 0, (buckets.astype(np.int64) - _PLAIN_GAPS) // 4 + 1)
 
 
@@ -184,7 +190,7 @@ def _bucket_starts(buckets: np.ndarray) -> np.ndarray:
 
 
 def _low_bits(widths: np.ndarray):
-    """(shift, members, widths of members) of each run of at most PRECISION bits that the low bits are coded in."""
+    """The runs of at most PRECISION bits in which low bits are coded: (shift, members, widths of the members)."""
     for shift in range(0, 42, PRECISION):
         members = np.flatnonzero(widths > shift)
         if len(members):
@@ -219,10 +225,10 @@ def _read_gaps(reader: Reader, shape: tuple[int, ...], count: int):
         gaps = _bucket_starts(buckets)
         for shift, members, widths in _low_bits(_bucket_sizes(buckets)):
             gaps[members] += decoder.uniform(widths).astype(np.int64) << shift
-        found = np.cumsum(gaps + 1) - 1
-        if found.max(initial=-1) >= size:
+        places = np.cumsum(gaps + 1) - 1
+        if places.max(initial=-1) >= size:
             raise CodecError("a gap leads out of the array")
-        return found
+        return places
 
     return positions
 
@@ -231,7 +237,7 @@ def _read_gaps(reader: Reader, shape: tuple[int, ...], count: int):
 
 
 def _classes(counts: np.ndarray, level: int) -> np.ndarray:
-    """(n,) class of each row or column by its number of non-zeros; class 0 has none, unless all are class 0."""
+    """(n,) the class of each row or column by its number of non-zeros. Class 0 has none, unless there is one class."""
     octaves = np.frexp(counts.astype(np.float64))[1].astype(np.int64)
     return (np.zeros_like(octaves), (octaves + 1) // 2, octaves)[level]
 
@@ -276,7 +282,7 @@ def _encode_mask(positions: np.ndarray, rows: int, columns: int) -> _Part:
 
 
 def _chances(table, row_class, column_class) -> tuple[np.ndarray, np.ndarray]:
-    """((rows * columns,) uint16 chance of a non-zero in units of 1 / TOTAL, whether it leaves anything to tell)."""
+    """(the chance of a non-zero in units of 1 / TOTAL, whether it leaves a bit to code): (rows * columns,) each."""
     chances = _CHANCES[table].astype(np.uint16)[:, column_class][row_class].reshape(-1)
     return chances, (chances > 0) & (chances < TOTAL)
 
@@ -303,16 +309,16 @@ def _read_mask(reader: Reader, shape: tuple[int, ...], count: int):
         chances, live = _chances(table, row_class, column_class)
         ones = chances == TOTAL
         ones[live] = decoder.bits(chances[live])
-        found = np.flatnonzero(ones)
-        if len(found) != count:
+        places = np.flatnonzero(ones)
+        if len(places) != count:
             raise CodecError("a mask has another number of non-zeros than declared")
-        return found
+        return places
 
     return positions
 
 
 def _matrix(shape) -> tuple[int, int]:
-    """(rows, columns) that a shape is read as."""
+    """(rows, columns) of the matrix that an array of this shape is read as."""
     columns = shape[-1] if shape else 1
     return math.prod(shape) // columns if columns else 0, columns
 
@@ -321,7 +327,7 @@ def _matrix(shape) -> tuple[int, int]:
 
 
 def _encode_values(values: np.ndarray, shared: np.ndarray) -> tuple[int, _Part]:
-    """(kind, part) of the smallest way to store these (n,) uint32 bit patterns."""
+    """(kind, part) of the shortest way to store (n,) uint32 bit patterns."""
     distinct, options = distinct_patterns(values, MAX_CODEBOOK), []
     if distinct is not None:
         head = varint(len(distinct)) + distinct.astype("<u4").tobytes()
@@ -335,7 +341,7 @@ def _encode_values(values: np.ndarray, shared: np.ndarray) -> tuple[int, _Part]:
 
 
 def _planes(values: np.ndarray) -> np.ndarray:
-    """(4, n) uint8: bits 0-7 of the patterns turned left by one, 8-15, 16-23, and the exponent."""
+    """(4, n) uint8: the bytes of the patterns rotated left by one bit, from the lowest to the exponent."""
     return (values << 1 | values >> 31).astype("<u4").view(np.uint8).reshape(-1, 4).T
 
 
@@ -394,11 +400,11 @@ def _read_codes(reader: Reader, count: int, codebook: np.ndarray):
 
 
 def encode(array: np.ndarray, shared: np.ndarray = NO_CODEBOOK) -> bytes:
-    """The array's bytes; its shape and the shared codebook are not among them.
+    """Codes an array. The bytes hold neither its shape nor the shared codebook.
 
     Args:
       array: float32, of any shape.
-      shared: (K,) uint32, increasing: bit patterns that it may refer to.
+      shared: (k,) uint32, increasing: a codebook of bit patterns that the array may refer to.
     """
     shape, patterns = np.shape(array), bit_patterns(array)
     kind, best = _encode_values(patterns, shared)
@@ -420,9 +426,12 @@ def encode(array: np.ndarray, shared: np.ndarray = NO_CODEBOOK) -> bytes:
 
 
 def decode(data: bytes, shape: tuple[int, ...], shared: np.ndarray = NO_CODEBOOK) -> np.ndarray:
-    """The float32 array of this shape that encode was given. CodecError if data is not of such an array.
+    """Decodes the float32 array that `encode` was given.
 
-    Memory is a few times that of the array, whatever data holds; the caller vouches for the shape.
+    It takes a few times the memory of the array, whatever the data holds. The caller vouches for the shape.
+
+    Raises:
+      CodecError: the data is not of an array of this shape.
     """
     size, reader = math.prod(shape), Reader(data)
     mode, kind = divmod(reader.byte(), 3)
@@ -449,8 +458,8 @@ def decode(data: bytes, shape: tuple[int, ...], shared: np.ndarray = NO_CODEBOOK
         decoder = rans.Decoder(reader.rest(), lanes)
     else:
         decoder = rans.Decoder(rans.encode([], 1), 1)
-    found = np.zeros(size, np.uint32)
+    patterns = np.zeros(size, np.uint32)
     where = slice(None) if positions is None else positions(decoder)
-    found[where] = values(decoder)
+    patterns[where] = values(decoder)
     decoder.finish()
-    return found.view(np.float32).reshape(shape)
+    return patterns.view(np.float32).reshape(shape)

@@ -1,11 +1,14 @@
-"""Range asymmetric numeral systems (Duda, 2013, arXiv:1311.2540) in NumPy: the entropy coder of everything here.
+"""An entropy coder in NumPy: range asymmetric numeral systems (rANS; Duda, 2013, arXiv:1311.2540).
 
-Symbols are dealt to `lanes` states in turn (symbol i to lane i mod lanes), and a step codes one symbol of each lane at
-once. Every symbol may have its own distribution, as long as the decoder knows it before it comes to the symbol. A state
-is in [2^16, 2^32) between steps and moves 16-bit words, at most one a symbol; a lane costs about two bytes beyond the
-entropy. With one lane, plain Python integers are faster than arrays of one element.
+The coder has several states, called lanes. Symbol i belongs to lane i mod lanes, and one step codes one symbol in every
+lane. Every symbol may have a distribution of its own, which the decoder must know before it reaches the symbol.
 
-Distributions are in units of 2^-PRECISION: a symbol has the slots [start, start + frequency) of 2^PRECISION.
+Between steps a state lies in [2^16, 2^32). It emits and takes words of 16 bits, at most one per symbol. A lane costs
+about two bytes more than the entropy. A single lane is coded with plain Python integers, which are faster than arrays
+of one element.
+
+Probabilities are multiples of 2^-PRECISION. A symbol of probability frequency / 2^PRECISION has the slots [start, start
++ frequency) of 2^PRECISION.
 """
 
 from collections.abc import Callable
@@ -15,21 +18,24 @@ import numpy as np
 PRECISION = 14
 TOTAL = 1 << PRECISION
 _LOW = 1 << 16  # the least state
-_EMIT = 32 - PRECISION  # a state of at least frequency << _EMIT would leave the range: its low word goes out first
+_EMIT = 32 - PRECISION  # a state of frequency << _EMIT or more emits its low word first: else it would leave the range
 MAX_LANES = 1 << 14
-_FEWEST_LANES = 16  # with fewer, arrays are slower than one lane of integers
-_LANE_SYMBOLS = 1 << 18  # at most this many symbols a lane, so that a file cannot ask for hours of decoding
+_FEWEST_LANES = 16  # fewer lanes in arrays are slower than one lane of integers
+_LANE_SYMBOLS = 1 << 18  # the most symbols per lane, so that a forged file cannot ask for hours of decoding
 
 
 class CodecError(ValueError):
-    """Bytes that no encoder wrote."""
+    """The bytes are not what an encoder writes."""
 
 
 def lanes_for(num_symbols: int, num_bytes: float) -> int:
-    """One lane for little, else one a KiB, so that lanes cost about 0.3%, but enough for arrays to be worth while.
+    """The number of lanes for a stream: one for a short stream, about one per KiB for others.
+
+    So lanes cost about 0.3 percent of a long stream, and there are enough of them for arrays to be worth while.
 
     Args:
-      num_bytes: what the symbols will take.
+      num_symbols: the number of symbols in the stream.
+      num_bytes: the length of the coded stream, known beforehand from the entropy.
     """
     if num_symbols <= _LANE_SYMBOLS and num_bytes < 16384:
         return 1
@@ -37,10 +43,14 @@ def lanes_for(num_symbols: int, num_bytes: float) -> int:
 
 
 def encode(segments: list[tuple[np.ndarray, np.ndarray]], lanes: int) -> bytes:
-    """The states (4 bytes each) and the words of all symbols; each segment starts with lane 0.
+    """Codes segments of symbols; each segment begins at lane 0.
 
     Args:
-      segments: (starts, frequencies) pairs of (n,) integer arrays, in the order in which they will be decoded.
+      segments: (starts, frequencies) pairs of (n,) integer arrays, the slots of n symbols, in the order in which a
+        decoder will ask for them.
+      lanes: the number of states.
+    Returns:
+      The states, 4 bytes each, then the words, 2 bytes each.
     """
     if lanes == 1:
         states, words = _encode_scalar(segments)
@@ -76,10 +86,9 @@ def _encode_lanes(segments, lanes):
 
 
 class Decoder:
-    """Reads back, segment by segment, what encode wrote.
+    """Decodes what `encode` wrote, segment by segment.
 
-    Raises:
-      CodecError: data ends early, or (in finish) holds something else than these segments.
+    Every method raises CodecError where the data ends early or asks for more symbols than its lanes may hold.
     """
 
     def __init__(self, data: bytes, lanes: int):
@@ -92,7 +101,14 @@ class Decoder:
         self._position = 0
 
     def symbols(self, count: int, frequencies: np.ndarray) -> np.ndarray:
-        """(count,) uint16 symbols of one distribution, whose frequencies sum to TOTAL."""
+        """Decodes a segment of one distribution.
+
+        Args:
+          count: the number of symbols.
+          frequencies: (k,) integers that sum to TOTAL; symbol s has frequency frequencies[s].
+        Returns:
+          (count,) uint16 symbols, 0 to k - 1.
+        """
         starts = np.cumsum(frequencies) - frequencies
         table = np.repeat(np.arange(len(frequencies)), frequencies)
         table, starts, frequencies = self._own(table, starts, frequencies)
@@ -104,7 +120,13 @@ class Decoder:
         return self._run(count, lookup, np.uint16)
 
     def bits(self, ones: np.ndarray) -> np.ndarray:
-        """(n,) bool, bit i true with frequency ones[i], from 1 to TOTAL - 1."""
+        """Decodes a segment of bits.
+
+        Args:
+          ones: (n,) integers from 1 to TOTAL - 1; bit i is 1 with frequency ones[i].
+        Returns:
+          (n,) bool.
+        """
         (own,) = self._own(ones)
 
         def lookup(slot, index):
@@ -115,7 +137,13 @@ class Decoder:
         return self._run(len(ones), lookup, np.bool_)
 
     def uniform(self, widths: np.ndarray) -> np.ndarray:
-        """(n,) uint16 numbers of widths[i] <= PRECISION bits each, all values alike."""
+        """Decodes a segment of numbers whose values are all equally likely.
+
+        Args:
+          widths: (n,) integers up to PRECISION; number i has widths[i] bits.
+        Returns:
+          (n,) uint16.
+        """
         (shifts,) = self._own(PRECISION - widths)
 
         def lookup(slot, index):
@@ -126,7 +154,11 @@ class Decoder:
         return self._run(len(widths), lookup, np.uint16)
 
     def finish(self) -> None:
-        """Raises CodecError unless every word is read and every state is where the encoder began."""
+        """Checks that every word has been read and that every state is where the encoder began.
+
+        Raises:
+          CodecError: it is not so; the data is not of these segments.
+        """
         if self._position != len(self._words) or (self._states != _LOW).any():
             raise CodecError("the coded symbols do not end where they should")
 
@@ -158,13 +190,13 @@ class Decoder:
         return np.array(symbols, dtype)
 
     def _run_lanes(self, count, lookup, dtype):
-        found, lanes, words, position = np.empty(count, dtype), self._lanes, self._words, self._position
+        decoded, lanes, words, position = np.empty(count, dtype), self._lanes, self._words, self._position
         for at in range(0, count, lanes):
             index = slice(at, min(at + lanes, count))
             state = self._states[: index.stop - at]
             slot = state & (TOTAL - 1)
             symbol, start, frequency = lookup(slot, index)
-            found[index] = symbol
+            decoded[index] = symbol
             state >>= PRECISION
             state *= frequency
             state += slot
@@ -176,4 +208,4 @@ class Decoder:
             state[low] = state[low] << 16 | words[position:end]
             position = end
         self._position = position
-        return found
+        return decoded

@@ -23,10 +23,10 @@ _NOISE = 0.02
 
 def _words(count: int) -> list[str]:
     rng = np.random.default_rng(7)
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found["".join(rng.choice(_SYLLABLES, rng.integers(2, 4)))] = None
-    return list(found)
+    words: dict[str, None] = {}  # in the order of their first draw
+    while len(words) < count:
+        words["".join(rng.choice(_SYLLABLES, rng.integers(2, 4)))] = None
+    return list(words)
 
 
 _ALL = _words(400)
@@ -102,9 +102,14 @@ def _regression(rng) -> tuple[tuple[str, str], float]:
 
 
 def generate(task: str, size: int, seed) -> tuple[list[tuple[str, ...]], list]:
-    """`size` examples of "single", "pair" or "regression": (texts, labels), each example's texts a tuple.
+    """Generates examples of a task.
 
-    seed: anything numpy.random.default_rng takes; equal seeds give equal corpora.
+    Args:
+      task: "single", "pair" or "regression".
+      size: the number of examples.
+      seed: whatever numpy.random.default_rng takes; equal seeds give equal corpora.
+    Returns:
+      (texts, labels), the texts of each example as a tuple.
     """
     rng = np.random.default_rng(seed)
     make = {"single": _single, "pair": _pair, "regression": _regression}[task]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from prune_jax.data import sources
-from prune_jax.data.batching import Batch, labels_and_weights
+from prune_jax.data.batching import Batch, labels_and_weights, replaced
 from prune_jax.data.glue import ImageTask
 from prune_jax.errors import UserError
 
@@ -22,11 +22,22 @@ _UNSIGNED_BYTE = 0x08  # the type code of an IDX header
 
 
 class Images(NamedTuple):
-    """A split. pixels: (n, height, width, 1) uint8, `white` standing for 1.0; labels: (n,) int32."""
+    """A split of images.
+
+    Attributes:
+      pixels: (n, height, width, channels), of any type.
+      white: the value of a pixel that stands for 1.0.
+      labels: (n,) int32.
+      weights: (n,) float32, of each example in the training loss, or None for 1.
+      flip, crop: what `augment` does.
+    """
 
     pixels: np.ndarray
-    white: int
+    white: float
     labels: np.ndarray
+    weights: np.ndarray | None = None
+    flip: bool = False
+    crop: bool = False
 
     def __len__(self) -> int:  # of examples; a NamedTuple would count its fields
         return len(self.labels)
@@ -37,40 +48,65 @@ class Images(NamedTuple):
 
     def take(self, rows: np.ndarray) -> "Images":
         """The examples `rows`, in that order."""
-        return Images(self.pixels[rows], self.white, self.labels[rows])
+        weights = None if self.weights is None else self.weights[rows]
+        return replaced(self, pixels=self.pixels[rows], labels=self.labels[rows], weights=weights)
 
     def batch(self, rows: np.ndarray, length: int, batch_size: int) -> Batch:
-        """image (batch, height, width, 1) float32 from 0 to 1, labels and weights (batch,); black where filled up."""
+        """The images `rows`, filled up with black ones to batch_size.
+
+        Returns:
+          image (batch, height, width, channels) float32 from 0 to 1, labels (batch,), and weights (batch,), 0 where
+          filled up.
+        """
         image = np.zeros((batch_size, *self.pixels.shape[1:]), np.float32)
         np.multiply(self.pixels[rows], np.float32(1 / self.white), out=image[: len(rows)])
-        return {"image": image, **labels_and_weights(self.labels, rows, batch_size)}
+        return {"image": image, **labels_and_weights(self.labels, rows, batch_size, self.weights)}
+
+    def augment(self, batch: Batch, rng: np.random.Generator) -> Batch:
+        """The batch with half of its images mirrored left to right, and each moved by up to an eighth of its side.
+
+        What a move leaves empty is black. Without `flip` and `crop` the batch stays as it is.
+        """
+        image = batch["image"]
+        if self.flip:
+            image = np.where(rng.random(len(image))[:, None, None, None] < 0.5, image[:, :, ::-1], image)
+        if self.crop:
+            count, height, width, _ = image.shape
+            y, x = max(1, height // 8), max(1, width // 8)
+            padded = np.pad(image, ((0, 0), (y, y), (x, x), (0, 0)))
+            rows = rng.integers(0, 2 * y + 1, (count, 1)) + np.arange(height)
+            columns = rng.integers(0, 2 * x + 1, (count, 1)) + np.arange(width)
+            image = padded[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return {**batch, "image": image}
 
 
-def read(task: ImageTask, data_config) -> dict[str, Images]:
-    """The splits "train" and "test" of a task.
+def read(task: ImageTask, folder="") -> dict[str, Images]:
+    """Reads the splits "train" and "test" of a task.
 
+    Args:
+      folder: of MNIST's IDX files; the digits need none.
     Raises:
       UserError: a file that is missing, cannot be read, or holds something else than the task's images.
     """
-    return {"idx": _read_idx_folder, "builtin": _read_digits}[task.source](task, data_config)
+    return _read_idx_folder(task, Path(folder)) if task.source == "idx" else _read_digits()
 
 
-def _read_digits(task, data_config):
-    """scikit-learn's 1,797 digits, every fifth of a fixed shuffle for the test."""
+def _read_digits() -> dict[str, Images]:
+    """scikit-learn's 1,797 digits; the test split is every fifth of a fixed shuffle."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    order = np.random.default_rng(0).permutation(len(found.target))
-    pixels, labels = found.images[order, :, :, None].astype(np.uint8), found.target[order].astype(np.int32)
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    pixels, labels = digits.images[order, :, :, None].astype(np.uint8), digits.target[order].astype(np.int32)
     test = np.arange(len(order)) % 5 == 0
     return {sources.TRAIN: Images(pixels[~test], 16, labels[~test]), "test": Images(pixels[test], 16, labels[test])}
 
 
-def _read_idx_folder(task, data_config):
-    found = {}
+def _read_idx_folder(task: ImageTask, folder: Path) -> dict[str, Images]:
+    splits = {}
     for split, name in _IDX_FILES.items():
         images_path, labels_path = (
-            _find(Path(data_config.dir), f"{name}-{what}") for what in ("images-idx3-ubyte", "labels-idx1-ubyte")
+            _find(folder, f"{name}-{what}") for what in ("images-idx3-ubyte", "labels-idx1-ubyte")
         )
         pixels, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
         if pixels.shape[1:] != task.shape[:2]:
@@ -82,8 +118,8 @@ def _read_idx_folder(task, data_config):
             raise UserError(f"{images_path} has no images")
         if labels.max() >= task.num_labels:
             raise UserError(f"{labels_path} has a label {labels.max()}; allowed: 0 to {task.num_labels - 1}")
-        found[split] = Images(pixels[..., None], 255, labels.astype(np.int32))
-    return found
+        splits[split] = Images(pixels[..., None], 255, labels.astype(np.int32))
+    return splits
 
 
 def _find(folder: Path, name: str) -> Path:
@@ -97,7 +133,7 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
-    """The uint8 array of an IDX file: a header of 4 + 4 * ndim bytes, big-endian, then the bytes in C order.
+    """Reads the uint8 array of an IDX file: a header of 4 + 4 * ndim bytes, big-endian, then the bytes in C order.
 
     Raises:
       UserError: a file that cannot be read or unzipped, of another type or rank, or longer or shorter than its header

@@ -9,26 +9,22 @@ import numpy as np
 
 from prune_jax.data.glue import Task
 from prune_jax.errors import UserError, first_line
+from prune_jax.files import look_for_hub, read_text
 
 TRAIN = "train"
 
 
 class Rows(NamedTuple):
-    """One split. texts_b is None for single sentences; labels are (n,) int32 class ids or float32 scores."""
+    """The rows of one split.
+
+    Attributes:
+      texts_a, texts_b: the sentences of each row; texts_b is None where a row has one.
+      labels: (n,) int32 class ids or float32 scores.
+    """
 
     texts_a: list[str]
     texts_b: list[str] | None
     labels: np.ndarray
-
-
-def read(task: Task, data_config) -> dict[str, Rows]:
-    """The training split and the evaluation splits, by name ("train", "dev", ...).
-
-    Raises:
-      UserError: a missing folder, file or split; a malformed row; a label outside the task's set.
-    """
-    reader = {"hub": _read_hub, "tsv": _read_tsv_folder, "builtin": _read_builtin}[data_config.source]
-    return reader(task, data_config)
 
 
 def _rows(task: Task, texts: list[tuple[str, ...]], labels: list) -> Rows:
@@ -37,24 +33,71 @@ def _rows(task: Task, texts: list[tuple[str, ...]], labels: list) -> Rows:
     return Rows(columns[0], columns[1] if task.is_pair else None, np.array(labels, dtype))
 
 
-def _read_builtin(task, data_config):
+def generate(task: Task, train_size: int, eval_size: int, seed: int) -> dict[str, Rows]:
+    """Generates the splits "train" and "dev" of a built-in task, a pure function of the arguments."""
     from prune_jax.data import builtin
 
-    sizes = {TRAIN: data_config.builtin_train_size, "dev": data_config.builtin_eval_size}
+    sizes = {TRAIN: train_size, "dev": eval_size}
     return {
-        split: _rows(task, *builtin.generate(task.name, size, (data_config.builtin_seed, number)))
+        split: _rows(task, *builtin.generate(task.name, size, (seed, number)))
         for number, (split, size) in enumerate(sizes.items())
     }
 
 
 def tsv_files(task: Task, folder) -> dict[str, Path]:
-    """The files of the official layout that a task is read from, by split."""
+    """The files of the official layout that hold a task's splits, by split."""
     folder = Path(folder) / task.folder
     return {TRAIN: folder / "train.tsv"} | {name: folder / file for name, file, _ in task.eval_splits}
 
 
-def _read_tsv_folder(task, data_config):
-    files = tsv_files(task, data_config.dir)
+_MSR = ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt")  # MRPC as Microsoft gives it, not cut up by GLUE
+
+
+def _msr_folder(task: Task, folder) -> Path | None:
+    """Where MRPC's original files are in place of GLUE's, in the task's folder or in the one above; None if nowhere."""
+    if task.name != "mrpc" or (Path(folder) / task.folder / "train.tsv").is_file():
+        return None
+    places = (Path(folder) / task.folder, Path(folder))
+    return next((place for place in places if all((place / name).is_file() for name in _MSR)), None)
+
+
+def _read_msr(task: Task, folder: Path, bad_rows: str) -> dict[str, Rows]:
+    """Reads MRPC's original files.
+
+    With GLUE's dev_ids.tsv beside them, whose rows are pairs of sentence ids, the splits are GLUE's own: those rows of
+    the training file are "dev". Without, "dev" is the test file, which has labels.
+    """
+    train = read_tsv(task, folder / _MSR[0], bad_rows)
+    if not (folder / "dev_ids.tsv").is_file():
+        return {TRAIN: train, "dev": read_tsv(task, folder / _MSR[1], bad_rows)}
+    wanted = {tuple(line.split("\t")) for line in read_text(folder / "dev_ids.tsv").splitlines()}
+    rows = read_text(folder / _MSR[0]).removeprefix("\ufeff").split("\n")
+    ids = [tuple(line.split("\t")[1:3]) for line in rows[1:] if line.strip()]
+    if len(ids) != len(train.texts_a):
+        raise UserError(f"{folder / _MSR[0]} has malformed rows, and {folder / 'dev_ids.tsv'} counts on all of them")
+    held = np.array([row in wanted for row in ids])
+
+    def part(at):
+        texts = ([column[i] for i in np.flatnonzero(at)] for column in (train.texts_a, train.texts_b or []))
+        return Rows(*texts, train.labels[at])
+
+    return {TRAIN: part(~held), "dev": part(held)}
+
+
+def read_tsv_folder(task: Task, folder, bad_rows: str = "error", evals_only: bool = False) -> dict[str, Rows]:
+    """Reads the training split and the evaluation splits ("train", "dev", ...) of the official GLUE folder.
+
+    With evals_only, the training split is left out and need not be there.
+
+    Raises:
+      UserError: a file is missing, or as read_tsv.
+    """
+    if original := _msr_folder(task, folder):
+        splits = _read_msr(task, original, bad_rows)
+        return {name: rows for name, rows in splits.items() if name != TRAIN or not evals_only}
+    files = tsv_files(task, folder)
+    if evals_only:
+        del files[TRAIN]
     for split, path in files.items():
         if not path.is_file():
             expected = ", ".join(f"{task.folder}/{file.name}" for file in files.values())
@@ -62,18 +105,20 @@ def _read_tsv_folder(task, data_config):
                 f"{path} is missing: config.data.task={task.name} needs {expected} in config.data.dir for its splits "
                 f"(the {split} split is not there)"
             )
-    return {split: read_tsv(task, path, data_config.bad_rows) for split, path in files.items()}
+    return {split: read_tsv(task, path, bad_rows) for split, path in files.items()}
 
 
 def read_tsv(task: Task, path: Path, bad_rows: str = "error") -> Rows:
     """Reads a labelled tsv file of the official GLUE download.
 
-    A quote is a character like any other, a row is a line that ends with \\n (or \\r\\n), a byte-order mark is dropped,
-    columns are found by the header's names. CoLA has no header: label and sentence are columns 2 and 4.
+    A quote is a character like any other. A row is a line that ends with \\n or \\r\\n. A byte-order mark is dropped.
+    The header names the columns; CoLA's files have no header, and their label and sentence are columns 2 and 4.
 
+    Args:
+      bad_rows: "error", or "skip" to leave malformed rows out and to count them in a warning.
     Raises:
-      UserError: with path, line and what was expected, for a row of another number of columns, a label outside the
-        task's set, or text that is not UTF-8. With bad_rows="skip" such rows are left out and counted in a warning.
+      UserError: a row has another number of columns, a label is outside the task's set, or the text is not UTF-8. The
+        message gives the path, the line and what was expected.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -88,8 +133,8 @@ def read_tsv(task: Task, path: Path, bad_rows: str = "error") -> Rows:
         header = lines[0].split("\t") if lines else []
         for name in (*task.tsv_columns, task.tsv_label):
             if name not in header:
-                found = ", ".join(header) or "an empty file"
-                raise UserError(f"{path}:1: expected a header with the column {name!r}, found {found}")
+                given = ", ".join(header) or "an empty file"
+                raise UserError(f"{path}:1: expected a header with the column {name!r}, found {given}")
         columns, label_column = [header.index(name) for name in task.tsv_columns], header.index(task.tsv_label)
         width, first = len(header), 1
     texts, labels, skipped = [], [], 0
@@ -125,25 +170,32 @@ def _label(task: Task, text: str, where: str) -> float | int:
     return score
 
 
-def _read_hub(task, data_config):
+def read_hub(task: Task, name: str) -> dict[str, Rows]:
+    """Reads the training split and the evaluation splits of a data set on the hub, or of a local folder of its layout.
+
+    Raises:
+      UserError: the data set cannot be loaded, or lacks a split or a column; a label is outside the task's set.
+    """
+    if not Path(name).exists():
+        look_for_hub()
     import datasets
 
-    name = data_config.hub_name
     try:
-        found = datasets.load_dataset(name, task.name)
+        tables = datasets.load_dataset(name, task.name)
     except Exception as error:  # a dozen kinds: no network, no such repository, no such config, a broken file
         reason = first_line(error)
         raise UserError(
             f"cannot load {task.name} from config.data.hub_name={name!r}: {reason}. Without a network use "
-            "config.data.source=tsv with a GLUE folder, or config.data.source=builtin"
+            "config.data.source=tsv with a GLUE folder, or config.data.source=builtin; a data set that is not GLUE "
+            "needs config.data.task=classification or regression"
         ) from error
     rows = {}
-    for split, hub_split in {TRAIN: "train", **{name: hub for name, _, hub in task.eval_splits}}.items():
-        if hub_split not in found:
+    for split, hub_split in {TRAIN: "train", **{name: on_hub for name, _, on_hub in task.eval_splits}}.items():
+        if hub_split not in tables:
             raise UserError(
-                f"config.data.hub_name={name!r} has no split {hub_split!r} of {task.name}: it has {list(found)}"
+                f"config.data.hub_name={name!r} has no split {hub_split!r} of {task.name}: it has {list(tables)}"
             )
-        table = found[hub_split]
+        table = tables[hub_split]
         missing = [column for column in (*task.hub_columns, "label") if column not in table.column_names]
         if missing:
             raise UserError(f"{name} {task.name} {hub_split} has no column {missing[0]!r}: it has {table.column_names}")

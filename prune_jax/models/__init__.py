@@ -1,46 +1,73 @@
-"""Networks whose kernels carry gates.
+"""Networks whose kernels carry gates, and what they say of themselves.
 
-What train.py asks of one: `inputs` (the names of a batch's entries that it reads, in order), `example_inputs()`,
-`regression` (whether its one output is a score), and __call__(*inputs, deterministic=True) -> (batch, num_labels)
-float32 logits.
+A model has
+  __call__(*inputs, deterministic=True) -> (batch, num_labels) float32 outputs, or a decoder's of each token,
+  inputs: the names of a batch's entries that it reads, in order, and example_inputs() of the least size,
+  losses(outputs, batch) -> (batch,) float32, what training makes small,
+  scored(outputs, batch) -> (batch, few) float32, what an evaluation keeps of its outputs, where that is not all,
+  head: the name of the module that belongs to the task; HEADS are those that any model has,
+  layer_outputs(sown): what its layers sow for a teacher, where they do,
+  in_body(name): whether a kernel belongs to the network's body, which pruning.structure=encoder, blocks and n:m cover,
+  layers: what its layers are called, and in which order,
+  opened(params, gates): the network without what no axis of its graph tells of, its closed layers, where it has some,
+  sizes(params): the keys of config.model that say its widths once units are cut out, where a config can say them,
+  named(found, shapes): its own names for the groups that the graph of its function finds, where it has some.
+Nothing outside this room knows the name of a module. A new model is a new file here and one line of REGISTRY; the file
+has create(config, task, vocab_size). Nothing heavy is imported before a name is used.
 """
 
-import jax.numpy as jnp
+import importlib
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prune_jax.models import lenet
-from prune_jax.models.bert import Bert, BertConfig
-from prune_jax.models.gated import GatedConv, GatedDense
+if TYPE_CHECKING:
+    from prune_jax.models.bert import HEADS, OPTIONAL, Bert, BertConfig, text_sizes
+    from prune_jax.models.gated import GatedConv, GatedDense
 
-__all__ = ["Bert", "BertConfig", "GatedConv", "GatedDense", "create"]
-
-
-def _bert(config, task, vocab_size: int) -> Bert:
-    cfg = config.model
-    return Bert(
-        BertConfig(
-            vocab_size=vocab_size,
-            num_layers=cfg.num_layers,
-            d_model=cfg.d_model,
-            num_heads=cfg.num_heads,
-            d_ff=cfg.d_ff,
-            num_labels=task.num_labels,
-            regression=task.is_regression,
-            max_positions=cfg.max_positions,
-            type_vocab_size=cfg.type_vocab_size,
-            dropout=cfg.dropout,
-            layer_norm_eps=cfg.layer_norm_eps,
-            activation=cfg.activation,
-            layer_heads=cfg.layer_heads or (),
-            layer_ffn=cfg.layer_ffn or (),
-            pooler_width=cfg.pooler_width,
-            dtype=jnp.dtype(cfg.dtype),
-        )
-    )
+__all__ = [
+    "HEADS",
+    "OPTIONAL",
+    "REGISTRY",
+    "Bert",
+    "BertConfig",
+    "Entry",
+    "GatedConv",
+    "GatedDense",
+    "create",
+    "text_sizes",
+]
 
 
-MAKERS = {"bert": _bert} | {name: lenet.maker(name) for name in lenet.GEOMETRIES}  # those of prune_jax.keys.MODELS
+class Entry(NamedTuple):
+    """A model that a config can name.
+
+    Attributes:
+      reads: "text", "images", or "lm", running text whose next tokens it tells.
+      module: that has create(config, task, vocab_size).
+    """
+
+    reads: str
+    module: str
 
 
-def create(config, task, vocab_size: int | None):
+REGISTRY = {  # model.name
+    "bert": Entry("text", "prune_jax.models.bert"),
+    "decoder": Entry("lm", "prune_jax.models.decoder"),
+    "lenet_300_100": Entry("images", "prune_jax.models.lenet"),
+    "lenet5_caffe": Entry("images", "prune_jax.models.lenet"),
+    "tutorial": Entry("images", "prune_jax.models.lenet"),
+}
+
+_HOME = dict.fromkeys(("HEADS", "OPTIONAL", "Bert", "BertConfig", "text_sizes"), "bert") | dict.fromkeys(
+    ("GatedConv", "GatedDense"), "gated"
+)
+
+
+def create(config: Any, task: Any, vocab_size: int | None) -> Any:
     """The network that a resolved config and the task's labels describe; vocab_size is None for images."""
-    return MAKERS[config.model.name](config, task, vocab_size)
+    return importlib.import_module(REGISTRY[config.model.name].module).create(config, task, vocab_size)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'prune_jax.models' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"prune_jax.models.{_HOME[name]}"), name)

@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from prune_jax.random_bits import hashed_bits
+from prune_jax.pruning.random_bits import hashed_bits
 
 
 @jax.custom_jvp
@@ -28,7 +29,7 @@ def _gelu_jvp(primals, tangents):
 
 
 class Dropout(nn.Module):
-    """Inverted dropout by prune_jax.random_bits: ThreeFry's bits are most of the cost of flax's on a CPU.
+    """Inverted dropout by prune_jax.pruning.random_bits: ThreeFry's bits are most of the cost of flax's on a CPU.
 
     The rate is exact to 2^-32. Needs the rng stream "dropout" unless deterministic.
     """
@@ -42,3 +43,13 @@ class Dropout(nn.Module):
         seeds = jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32)
         keep = hashed_bits(seeds, x.shape) >= np.uint32(round(self.rate * 2**32))
         return jnp.where(keep, x * (1 / (1 - self.rate)), 0).astype(x.dtype)
+
+
+def classification_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """(batch,) float32: the cross-entropy in nats of logits (batch, classes) with integer labels (batch,)."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def regression_losses(scores: jax.Array, labels: jax.Array) -> jax.Array:
+    """(batch,) float32: the squared error of scores (batch, 1)."""
+    return jnp.square(scores[:, 0] - labels)

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 GATES = "gates"  # the flax collection; it mirrors the "params" paths of the kernels and holds nothing else
 
 
-def _gated_kernel(layer, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """(kernel * gate, bias) of a layer with `features`, `dtype` and `kernel_init`, in its dtype."""
-    bias = layer.param("bias", nn.initializers.zeros, (layer.features,), jnp.float32).astype(layer.dtype)
+def _gated_kernel(layer, shape: tuple[int, ...], use_bias: bool = True) -> tuple[jax.Array, jax.Array | float]:
+    """(kernel * gate, bias) of a layer with `features`, `dtype` and `kernel_init`, in its dtype; 0.0 for no bias."""
+    bias = 0.0
+    if use_bias:
+        bias = layer.param("bias", nn.initializers.zeros, (layer.features,), jnp.float32).astype(layer.dtype)
     if 0 in shape:
         return jnp.zeros(shape, layer.dtype), bias
     kernel = layer.param("kernel", layer.kernel_init, shape, jnp.float32)
@@ -38,10 +40,11 @@ class GatedDense(nn.Module):
     features: int
     dtype: Any = jnp.float32
     kernel_init: Any = nn.initializers.normal(0.02)
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel, bias = _gated_kernel(self, (x.shape[-1], self.features))
+        kernel, bias = _gated_kernel(self, (x.shape[-1], self.features), self.use_bias)
         return x.astype(self.dtype) @ kernel + bias
 
 
@@ -65,7 +68,7 @@ class GatedConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel, bias = _gated_kernel(self, (*self.kernel_size, x.shape[-1], self.features))
         layout = ("NHWC", "HWIO", "NHWC")
-        found = jax.lax.conv_general_dilated(
+        out = jax.lax.conv_general_dilated(
             x.astype(self.dtype), kernel, self.strides, self.padding, dimension_numbers=layout
         )
-        return found + bias
+        return out + bias

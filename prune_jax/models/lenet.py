@@ -7,14 +7,17 @@ they have 266,610, 431,080 and 642,460 parameters.
 Convolutions are "valid", as published. Images too small for that (the 8x8 digits) are padded to keep their size.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from prune_jax.errors import UserError
+from prune_jax.models.functional import classification_losses
 from prune_jax.models.gated import GatedConv, GatedDense
+from prune_jax.pruning.plan import Layers
+from prune_jax.pruning.structure import Group
 
 _init = nn.initializers.glorot_uniform()
 
@@ -35,6 +38,17 @@ class Conv(NamedTuple):
 class Geometry(NamedTuple):
     convs: tuple[Conv, ...]
     hidden: tuple[int, ...]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The channels of each convolution, then the units of each hidden layer."""
+        return (*(conv.features for conv in self.convs), *self.hidden)
+
+    def narrowed(self, widths: tuple[int, ...]) -> "Geometry":
+        """The same with these widths."""
+        count = len(self.convs)
+        convs = tuple(conv._replace(features=n) for conv, n in zip(self.convs, widths[:count], strict=True))
+        return Geometry(convs, tuple(widths[count:]))
 
 
 GEOMETRIES = {
@@ -71,7 +85,32 @@ class LeNet(nn.Module):
     dtype: Any = jnp.float32
 
     inputs = ("image",)  # of a batch, in the order of __call__
-    regression = False
+    head = "classifier"
+    kinds = {"channels": "channel", "columns": "hidden"}  # noqa: RUF012 - of the graph, and as saved runs call them
+
+    @property
+    def layers(self) -> Layers:
+        """One type per layer, the head last."""
+        return Layers(last=(self.head,))
+
+    def in_body(self, name: str) -> bool:
+        """Whether a kernel is not the head's."""
+        return name.split("/")[0] != self.head
+
+    def named(self, found: tuple[Group, ...], shapes: dict[str, tuple[int, ...]]) -> tuple[Group, ...]:
+        """The channels of each convolution and the units of each hidden layer, by the names that saved runs have."""
+        order = sorted(found, key=lambda group: group.name)
+        return tuple(group._replace(kind=self.kinds[group.kind]) for group in order)
+
+    def sizes(self, params: dict) -> dict[str, tuple[int, ...]]:
+        """The keys of config.model that describe the network by its params, where units have been cut out."""
+        layers = [f"{word}_{i}" for word in ("conv", "dense") for i in range(1, 1 + len(params))]
+        widths = tuple(int(params[name]["bias"].size) for name in layers if name in params)
+        return {"widths": widths} if widths != self.geometry.widths else {}
+
+    def losses(self, outputs: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
+        """(batch,) float32: the cross-entropy in nats."""
+        return classification_losses(outputs, batch["labels"])
 
     def example_inputs(self) -> tuple[jax.Array, ...]:
         """Arguments of __call__ of the least size, to initialise with."""
@@ -100,10 +139,16 @@ class LeNet(nn.Module):
         return GatedDense(self.num_labels, self.dtype, _init, name="classifier")(x).astype(jnp.float32)
 
 
-def maker(name: str) -> Callable[..., LeNet]:
-    """(config, task, vocab_size) -> the network of that name, for the task's images."""
-
-    def make(config, task, vocab_size: None) -> LeNet:
-        return LeNet(GEOMETRIES[name], task.shape, task.num_labels, jnp.dtype(config.model.dtype))
-
-    return make
+def create(config, task, vocab_size: None) -> LeNet:
+    """The network that a resolved config names, for the task's images."""
+    geometry, widths = GEOMETRIES[config.model.name], config.model.widths
+    if widths is not None:
+        most = geometry.widths
+        whole = len(widths) == len(most) and all(type(n) is int for n in widths)
+        if not whole or not all(0 < n <= m for n, m in zip(widths, most, strict=True)):
+            raise UserError(
+                f"config.model.widths is {tuple(widths)}; allowed: {len(most)} whole numbers from 1 to "
+                f"{', '.join(map(str, most))}, one per layer of {config.model.name} but the last"
+            )
+        geometry = geometry.narrowed(tuple(widths))
+    return LeNet(geometry, task.shape, task.num_labels, jnp.dtype(config.model.dtype))

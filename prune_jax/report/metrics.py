@@ -1,4 +1,4 @@
-"""metrics.csv and layers.csv, one row an epoch, and the same numbers to the sinks."""
+"""Writes and reads metrics.csv and layers.csv, one row per epoch, and sends the same numbers to the sinks."""
 
 import concurrent.futures
 import csv
@@ -8,9 +8,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from prune_jax import workdir as workdir_lib
+from prune_jax import files
 from prune_jax.errors import UserError
-from prune_jax.report.sinks import SINKS, Sink
+from prune_jax.report.sinks import SINKS, UNKNOWN, RunInfo, Sink
 
 _FIRST = ("epoch", "step", "train_loss", "eval_loss", "eval_metric", "sparsity", "target_sparsity", "seconds")
 _INTEGERS = ("epoch", "step")
@@ -31,19 +31,42 @@ def _line(cells) -> str:
 
 
 class _Table:
-    """A CSV file of one row an epoch, appended to. The first row fixes the columns."""
+    """A CSV file of one row per epoch that grows. Its first row fixes the columns."""
 
     def __init__(self, path: Path, first: tuple[str, ...], resume_epoch: int | None):
-        """first: columns that come before the others. resume_epoch: keep the rows up to it; None: start anew."""
+        """Opens the file.
+
+        Args:
+          first: columns that come before the others.
+          resume_epoch: the rows up to this epoch are kept; None starts the file anew.
+        """
         self._path, self._first = path, first
         self._header: list[str] | None = None
-        self.kept = []
-        if resume_epoch is not None and path.exists():
-            self.kept = [row for row in _read(path) if int(row["epoch"]) <= resume_epoch]
+        self.kept: list[dict[str, str]] = []
+        self.lost = ""  # what of the earlier epochs is gone, in a sentence
+        if resume_epoch is not None:
+            self._keep(resume_epoch)
         if self.kept:
             self._header = list(self.kept[0])
-        workdir_lib.write_text(path, "".join(_line(r) for r in (self._header, *(r.values() for r in self.kept)) if r))
+        files.write_text(path, "".join(_line(r) for r in (self._header, *(r.values() for r in self.kept)) if r))
         self._file = open(path, "a", encoding="utf-8", newline="")  # noqa: SIM115 (open until close)
+
+    def _keep(self, resume_epoch: int) -> None:
+        """Takes the rows up to an epoch. A file that is damaged is set aside, so that nothing of it is lost."""
+        why = ""
+        try:
+            rows = _read(self._path)
+            self.kept = [row for row in rows if 0 <= int(row["epoch"]) <= resume_epoch]
+        except (UserError, KeyError, ValueError) as error:
+            why = f" ({error})" if isinstance(error, UserError) else " (it is not such a table)"
+        missing = sorted(set(range(1, resume_epoch + 1)) - {int(row["epoch"]) for row in self.kept})
+        if not missing:
+            return
+        aside = self._path.with_suffix(".damaged.csv")
+        if self._path.is_file():
+            os.replace(self._path, aside)
+            why += f"; the file as it was is {aside.name}"
+        self.lost = f"{self._path.name} has no rows of {len(missing)} of {resume_epoch} earlier epochs{why}"
 
     def write(self, row: dict) -> None:
         text = ""
@@ -64,28 +87,40 @@ class _Table:
 class MetricsWriter:
     """Writes a run's metrics.csv and layers.csv, and sends the same numbers to the sinks.
 
-    The sinks work in a thread of their own: their libraries take seconds to import, and no step waits for them. One
-    that fails does not end the run: what it misses is in metrics.csv, and close tells of it.
+    `lost` has a line per file that lacks rows of the epochs before resume_epoch: somebody has changed or removed it.
+
+    The sinks work in a thread of their own, because their libraries take seconds to import and no step is to wait for
+    them. A sink that fails does not end the run: metrics.csv has the numbers, and `close` names the sink.
     """
 
-    def __init__(self, workdir, resume_epoch: int | None = None, config=None, sinks: Sequence[str] = ("tensorboard",)):
-        """Starts the files anew, or, with resume_epoch, drops the rows of later epochs and goes on behind the rest.
+    def __init__(
+        self,
+        workdir,
+        resume_epoch: int | None = None,
+        sinks: Sequence[str] = ("tensorboard",),
+        run: RunInfo = UNKNOWN,
+    ):
+        """Opens the files and the sinks.
 
-        config: the resolved one, which some sinks keep with the numbers.
+        Args:
+          resume_epoch: the files go on after this epoch, and rows of later epochs are dropped; None starts them anew.
+          sinks: names of SINKS.
+          run: what the sinks need to know.
         """
         workdir = Path(workdir)
         self._metrics = _Table(workdir / "metrics.csv", _FIRST, resume_epoch)
         self._layers = _Table(workdir / "layers.csv", ("epoch",), resume_epoch)
+        self.lost = [table.lost for table in (self._metrics, self._layers) if table.lost]
         purge_step = int(self._metrics.kept[-1]["step"]) + 1 if self._metrics.kept else None
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="sinks")
         self._open: dict[str, Sink] = {}
         self._problems: dict[str, str] = {}  # sink: the first thing that went wrong
         for name in sinks:
-            self._thread.submit(self._start, name, workdir, config, purge_step)
+            self._thread.submit(self._start, name, workdir, run, purge_step)
 
-    def _start(self, name, workdir, config, purge_step):
+    def _start(self, name, workdir, run, purge_step):
         try:
-            self._open[name] = SINKS[name](workdir, config, purge_step)
+            self._open[name] = SINKS[name](workdir, run, purge_step)
         except Exception as error:  # no network, no login, no such server: each library has its own exceptions
             self._fail(name, error)
 
@@ -100,28 +135,28 @@ class MetricsWriter:
                 self._fail(name, error)
 
     def write(self, row: dict) -> None:
-        """Appends one epoch's row, on disk when it returns. None is an empty cell.
+        """Appends the row of an epoch, which is on disk when this returns. None makes an empty cell.
 
         Raises:
-          ValueError: the row has a column that the first row had not.
+          ValueError: the row has a column that the first row did not have.
         """
         self._metrics.write(row)
         self._submit(row["step"], {f"epoch/{name}": v for name, v in row.items() if name not in _INTEGERS})
 
     def write_layers(self, epoch: int, sparsity: dict[str, float]) -> None:
-        """Appends a row to layers.csv: the closed fraction of each kernel, 0 to 1."""
-        self._layers.write({"epoch": epoch, **sparsity})
+        """Appends a row to layers.csv.
 
-    def scalar(self, step: int, name: str, value: float) -> None:
-        """Sends a number at `step` to the sinks alone; nan and infinities are left out."""
-        self._submit(step, {name: value})
+        Args:
+          sparsity: the closed fraction of each kernel, 0 to 1, by the kernel's path.
+        """
+        self._layers.write({"epoch": epoch, **sparsity})
 
     def _submit(self, step, values) -> None:
         numbers = {name: float(value) for name, value in values.items() if value is not None}
         self._thread.submit(self._send, int(step), {k: v for k, v in numbers.items() if math.isfinite(v)})
 
     def close(self) -> list[str]:
-        """Writes what is pending. Returns a line for each sink that failed."""
+        """Writes what is pending, and returns one line per sink that failed."""
         self._metrics.close()
         self._layers.close()
         self._thread.shutdown(wait=True)
@@ -135,12 +170,14 @@ class MetricsWriter:
 
 
 def _read(path: Path) -> list[dict[str, str]]:
-    """The rows as text, without a last line that was cut off in the writing."""
+    """The rows as text. A last line that was cut off in the writing is left out."""
     try:
         text = path.read_text(encoding="utf-8")
+        header, *rows = list(csv.reader(text[: text.rfind("\n") + 1].splitlines())) or [[]]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    header, *rows = list(csv.reader(text[: text.rfind("\n") + 1].splitlines())) or [[]]
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path} is not a table of text: {error}") from error
     return [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
 
 
@@ -154,22 +191,39 @@ def _value(name: str, text: str):
 
 
 def read_metrics(workdir) -> list[dict]:
-    """The rows of workdir/metrics.csv: epoch and step int, the others float (nan where so written) or None if empty.
+    """Reads the rows of workdir/metrics.csv. A last line that was cut off in the writing is left out.
 
-    A last line that was cut off in the writing is left out. A missing file is a UserError.
+    Returns:
+      One dict per epoch. The epoch and the step are int. The others are float, nan where nan was written, and None for
+      an empty cell.
+    Raises:
+      UserError: there is no such file, or it holds something else.
     """
-    return [{name: _value(name, text) for name, text in row.items()} for row in _read(Path(workdir) / "metrics.csv")]
+    return _numbers(Path(workdir) / "metrics.csv", _INTEGERS)
 
 
 def read_layers(workdir) -> list[dict]:
-    """The rows of workdir/layers.csv: epoch (int), then the closed fraction of each kernel under its path.
+    """Reads the rows of workdir/layers.csv: the epoch (int), and the closed fraction of each kernel by its path.
 
-    Empty for a run of before the file was written.
+    A run that is older than this file has no rows.
     """
     path = Path(workdir) / "layers.csv"
-    return [{n: _value(n, text) for n, text in row.items()} for row in _read(path)] if path.exists() else []
+    return _numbers(path, ("epoch",)) if path.exists() else []
+
+
+def _numbers(path: Path, needed: Sequence[str]) -> list[dict]:
+    """The rows with their cells as numbers. UserError if a needed column is missing, or one holds something else."""
+    rows = [{name: _value(name, text) for name, text in row.items()} for row in _read(path)]
+    for number, row in enumerate(rows, 2):
+        checked = row if path.name == "layers.csv" else [name for name in _FIRST if name in row]
+        for name in dict.fromkeys([*needed, *checked]):
+            if name not in row:
+                raise UserError(f"{path} is not of a run: it has no column {name}")
+            if isinstance(row[name], str) or (row[name] is None and name in _INTEGERS):
+                raise UserError(f"{path} is damaged: line {number} has {row[name]!r} as {name}; allowed: a number")
+    return rows
 
 
 def finite(value) -> float:
-    """The number, nan for None and text: for plots, where nan is a gap."""
+    """A number as it is, and nan for None and text: in a plot, nan is a gap."""
     return float(value) if isinstance(value, int | float) else math.nan

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from prune_jax import workdir as workdir_lib
+from prune_jax import files
 from prune_jax.report.plots import BLUE, GREY, ORANGE, STYLE, epoch_axis, run_label
 from prune_jax.report.records import read_records
 
 _FIELDS = {"weights", "proportions", "means", "deviations"}
-_FRAMES = 30  # of the animation, at most
-_POINTS = 4000  # of a scatter, at most: more hide each other
+_FRAMES = 30  # the most frames of the animation
+_POINTS = 4000  # the most points of a scatter: more hide each other
 
 
 def draw(workdir, summary: dict) -> list[Path]:
@@ -19,9 +19,9 @@ def draw(workdir, summary: dict) -> list[Path]:
 
     Args:
       workdir: holds the records of the epochs, and of the quantised network.
-      summary: as of plots.draw.
+      summary: as in plots.draw.
     Returns:
-      The files written; none for a run that kept no weights with their mixture. The same records give the same bytes.
+      The paths of the files; none for a run without records of a mixture. The same records give the same bytes.
     """
     epochs, quantised = read_records(workdir)
     if len(epochs) < 2 or quantised is None or not quantised.keys() >= _FIELDS:
@@ -49,17 +49,17 @@ def draw(workdir, summary: dict) -> list[Path]:
         figure = Figure(figsize=(8, 5.4))
         FigureCanvasAgg(figure)
         written.append(folder / "retraining.gif")
-        workdir_lib.write_bytes(written[-1], _animation(figure, epochs, summary))
+        files.write_bytes(written[-1], _animation(figure, epochs, summary))
     return written
 
 
 def _limit(*records) -> float:
-    """The largest absolute weight, with a margin: the pictures' axes are symmetric."""
+    """The largest absolute weight, with a margin, for the symmetric axes of the pictures."""
     return 1.05 * max(float(np.abs(record["weights"]).max()) for record in records) or 1.0
 
 
 def _share(weights):
-    """Histogram weights that make the bars' heights percentages."""
+    """Weights of a histogram whose bars are percentages."""
     return np.full(weights.size, 100 / weights.size)
 
 
@@ -82,7 +82,7 @@ def _weights(figure, first, last, quantised, summary) -> None:
         column[1].set_yscale("log")
         column[1].set_xlabel("Weight")
     for axes in panels[1]:
-        axes.set_ylim(50 / first["weights"].size, 150)  # from half a weight to all, so that the three compare
+        axes.set_ylim(50 / first["weights"].size, 150)  # half a weight to all: the same for the three
     panels[0, 0].set_xlim(-limit, limit)
     panels[0, 0].locator_params(axis="x", nbins=5)  # a transformer's weights take long tick labels
     panels[0, 0].set_ylabel("Share of the weights (%)")
@@ -91,7 +91,7 @@ def _weights(figure, first, last, quantised, summary) -> None:
 
 
 def _means(axes, record, across: bool) -> None:
-    """A line at each component's mean, as wide as two standard deviations either way."""
+    """Draws a line at each component's mean, with a band of two standard deviations on either side."""
     band, line = (axes.axhspan, axes.axhline) if across else (axes.axvspan, axes.axvline)
     for i, (mean, deviation) in enumerate(zip(record["means"], record["deviations"], strict=True)):
         label = {} if i else {"label": "a mean ± 2 standard deviations"}
@@ -157,9 +157,9 @@ def _mixture(figure, epochs, summary) -> None:
 
 
 def _animation(figure, epochs, summary) -> bytes:
-    """A GIF, one frame an epoch or every few, the last held for two seconds.
+    """A GIF with one frame per epoch, or per few epochs, whose last frame stays for two seconds.
 
-    Through Pillow as matplotlib's PillowWriter does it, but into memory: a file that is half written is no picture.
+    It is made by Pillow, as matplotlib's PillowWriter does it, but in memory: a half-written file is no picture.
     """
     from PIL import Image
 

@@ -1,11 +1,11 @@
-"""The three pictures of a run, drawn from its metrics.csv and summary."""
+"""Draws the pictures of a run from its metrics.csv and its summary, and those of a comparison of runs."""
 
 import math
 from pathlib import Path
 
 from prune_jax.report.metrics import finite, read_metrics
 
-# Okabe and Ito's palette: told apart by colour-blind readers, and by grey level in print.
+# The palette of Okabe and Ito: colour-blind readers can tell its colours apart, and so can a reader of a grey print.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8a8a8a"
 _METRICS = {
     "accuracy": "Accuracy (fraction correct)",
@@ -40,9 +40,9 @@ def draw(workdir, summary: dict) -> list[Path]:
 
     Args:
       workdir: holds metrics.csv.
-      summary: as summary.json: method, task, model_size, metric_name, and, if known, dense_metric (the dense level).
+      summary: what summary.json holds. It needs method, task, model_size and metric_name, and may have dense_metric.
     Returns:
-      The files written; none for a run without a single epoch. The same numbers give the same bytes.
+      The paths of the files; none for a run without an epoch. The same numbers give the same bytes.
     """
     rows = read_metrics(workdir)
     if not rows:
@@ -71,7 +71,7 @@ def draw(workdir, summary: dict) -> list[Path]:
 
 
 def run_label(summary: dict) -> str:
-    """What a title says of the run."""
+    """The run in the words of a title: its method, the size of its model, its task."""
     method = str(summary.get("method", "?"))
     return f"{_METHODS.get(method, method)}, {summary.get('model_size', '?')} model, task {summary.get('task', '?')}"
 
@@ -81,7 +81,7 @@ def _finite(values) -> list[float]:
 
 
 def epoch_axis(axes, epochs) -> None:
-    """Labels the x axis, with ticks at whole epochs."""
+    """Labels the x axis "Epoch" and puts ticks at whole epochs."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("Epoch")
@@ -98,7 +98,7 @@ def _sparsity_axis(axes, values) -> None:
 
 
 def _line(axes, x, y, color, label, marker="o", **how):
-    """A line through the finite points only: a missing epoch is bridged, not a hole that hides its neighbours."""
+    """Draws a line through the finite points: it bridges a missing epoch, which would hide its neighbours as a gap."""
     points = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)]
     axes.plot([a for a, _ in points], [b for _, b in points], color=color, label=label, marker=marker, **how)
 
@@ -108,7 +108,7 @@ def _legend(figure, axes, columns) -> None:
 
 
 def _name(metric: str) -> str:
-    """'f1_mismatched' as 'F1 score, mismatched'."""
+    """The name of a metric in words, as 'F1 score, mismatched' for 'f1_mismatched'."""
     metric, _, split = metric.partition("_")
     return _METRICS.get(metric, metric).split(" (")[0] + (f", {split}" if split else "")
 
@@ -127,12 +127,12 @@ def _loss(figure, columns, summary) -> None:
         shade = axes.twinx()
         label = "sparsity after the epoch (right axis)"
         shade.bar(epochs, columns["sparsity"], width=0.8, color=GREY, alpha=0.25)
-        axes.fill_between([], [], color=GREY, alpha=0.25, label=label)  # for the legend: its entries come from one axes
+        axes.fill_between([], [], color=GREY, alpha=0.25, label=label)  # the legend takes its entries from these axes
         shade.set_ylim(0, 105)
         shade.set_ylabel(_SPARSITY, color="#555555")
         shade.tick_params(colors="#555555")
         shade.grid(False)
-        axes.set_zorder(shade.get_zorder() + 1)  # the lines above the shade
+        axes.set_zorder(shade.get_zorder() + 1)  # lines are drawn above the shade
         axes.patch.set_visible(False)
     regression = summary.get("metric_name") in ("pearson", "spearman")
     axes.set_ylabel("Loss (mean squared error)" if regression else "Loss (cross-entropy, nats)")
@@ -141,11 +141,34 @@ def _loss(figure, columns, summary) -> None:
     _legend(figure, axes, 2)
 
 
+def _retrained(columns) -> tuple[list[float], list[float], list[int]]:
+    """(the metric after each epoch's training, the percent closed then, the epochs at whose end gates closed)."""
+    after, closed = columns["eval_metric"], columns["sparsity"]
+    before = columns.get("metric_before_pruning", after)  # runs of the first version have neither column
+    during = (
+        [100 * value for value in columns["sparsity_before_pruning"]]
+        if "sparsity_before_pruning" in columns
+        else closed
+    )
+    cut = [at for at in range(len(after)) if closed[at] != during[at] and math.isfinite(during[at])]
+    metric = [before[at] if at in cut else after[at] for at in range(len(after))]
+    return metric, [during[at] if at in cut else closed[at] for at in range(len(after))], cut
+
+
+def _best_per_level(levels, values) -> tuple[list[float], list[float]]:
+    """The best value at each level, by increasing level."""
+    best: dict[float, float] = {}
+    for level, value in zip(levels, values, strict=True):
+        if math.isfinite(level) and math.isfinite(value):
+            best[level] = max(value, best.get(level, -math.inf))
+    return list(map(list, zip(*sorted(best.items()), strict=True))) if best else ([], [])  # type: ignore[return-value]
+
+
 def _metric(figure, columns, summary) -> None:
     by_epoch, by_sparsity = figure.subplots(1, 2, sharey=True)
     metric = summary.get("metric_name") or "metric"
-    lines = [("eval_metric", _name(metric))] + [
-        (column, _name(column.removeprefix("eval_")))
+    others = [
+        column
         for column in columns
         if column.startswith("eval_") and column != "eval_metric" and not column.startswith("eval_loss")
     ]
@@ -153,22 +176,43 @@ def _metric(figure, columns, summary) -> None:
     if dense is None:  # a summary without it: the same number from the rows
         rows = zip(columns["sparsity"], columns["eval_metric"], strict=True)
         dense = max((value for sparsity, value in rows if sparsity == 0 and math.isfinite(value)), default=None)
+    retrained, during, cut = _retrained(columns)
+    levels, best = _best_per_level(during, retrained)
+    suffix = ", after the epoch's training" if cut else ""
+    for axes, x, y in ((by_epoch, columns["epoch"], retrained), (by_sparsity, levels, best)):
+        moves = len(set(_finite(x))) > 1  # a line through points at one sparsity would mean nothing
+        _line(axes, x, y, BLUE, _name(metric) + suffix, linestyle="-" if moves else "none")
     for axes, x in ((by_epoch, columns["epoch"]), (by_sparsity, columns["sparsity"])):
-        moves = len(set(_finite(x))) > 1  # points at one sparsity: a line through them would say nothing
-        styles = zip((BLUE, ORANGE, GREEN, PURPLE), "os^D", strict=True)
-        for (column, label), (color, marker) in zip(lines, styles, strict=False):
-            _line(axes, x, columns[column], color, label, marker, linestyle="-" if moves else "none")
+        if cut:
+            marks = [columns["eval_metric"][at] for at in cut]
+            how = {"linestyle": "none", "markersize": 4}
+            _line(axes, [x[at] for at in cut], marks, ORANGE, "the same, right after gates closed", "x", **how)
+        for column, color, marker in zip(others, (GREEN, PURPLE, ORANGE), "^Ds", strict=False):
+            label = _name(column.removeprefix("eval_")) + (", after gates closed" if cut else "")
+            how = {"linestyle": ":" if len(set(_finite(x))) > 1 else "none", "linewidth": 1.2, "markersize": 3}
+            _line(axes, x, columns[column], color, label, marker, **how)
         if dense is not None:
             level = f"dense level ({_name(metric)} of the best epoch at 0%): {dense:.3f}"
             axes.axhline(dense, color="#333333", linestyle="--", linewidth=1.3, label=level)
-    by_epoch.set_ylabel(_METRICS.get(metric, metric) if len(lines) == 1 else "Score")
-    by_epoch.set_title("After each epoch")
+    by_epoch.set_ylabel(_METRICS.get(metric, metric) if not others else "Score")
+    by_epoch.set_title("Epoch by epoch")
     epoch_axis(by_epoch, columns["epoch"])
-    by_sparsity.set_title("Against sparsity, one point an epoch")
+    by_sparsity.set_title("Against sparsity, the best epoch of each level")
     _sparsity_axis(by_sparsity, _finite(columns["sparsity"]))
-    title = _name(metric) if len(lines) == 1 else "Scores"
+    _level_ticks(by_sparsity, _finite([*columns["sparsity"], *during]))
+    title = _name(metric) if not others else "Scores"
     figure.suptitle(f"{title} on the evaluation set: {run_label(summary)}", fontsize=13)
-    _legend(figure, by_epoch, 3)
+    _legend(figure, by_epoch, 2 if others else 3)
+
+
+def _level_ticks(axes, levels) -> None:
+    """Puts ticks where the run has been, the highest first; those that would touch another are left out."""
+    low, high = axes.get_xlim()
+    kept: list[float] = []
+    for level in sorted({round(value, 1) for value in levels}, reverse=True):
+        if not kept or kept[-1] - level >= (high - low) / 16:
+            kept.append(level)
+    axes.set_xticks(kept, [f"{level:g}" for level in kept])
 
 
 def _importance(figure, columns, summary) -> None:
@@ -183,6 +227,12 @@ def _importance(figure, columns, summary) -> None:
             f"epoch {epoch:.0f}", (x, y), xytext=(7, 7), textcoords="offset points", fontsize=9, color="#555555"
         )
     axes.axhline(0, color="#333333", linestyle="--", linewidth=1.3, label="0: the closed weights made no difference")
+    if any(y < 0 for *_, y in measured):
+        axes.margins(y=0.15)
+        low, high = axes.get_ylim()
+        label = "below 0: the loss fell without them. They did harm,\nor they are worth less than chance moves the loss"
+        axes.axhspan(low, 0, color=GREY, alpha=0.15, label=label)
+        axes.set_ylim(low, high)
     unit = "squared error" if summary.get("metric_name") in ("pearson", "spearman") else "nats"
     axes.set_ylabel(f"Mean importance: rise of the loss ({unit}) when\na random sample of open weights is closed")
     axes.set_title(f"Importance of the weights still open: {run_label(summary)}")
@@ -190,17 +240,17 @@ def _importance(figure, columns, summary) -> None:
     axes.margins(y=0.15)
     _sparsity_axis(axes, _finite(during))
     axes.set_xlabel("Sparsity during the epoch (% of prunable weights removed)")
-    _legend(figure, axes, 2)
+    _legend(figure, axes, 1)
 
 
 def draw_study(folder, panels, styles: dict[str, tuple[str, str]]) -> list[Path]:
-    """Draws folder/plots/{metric,loss,time}.png of several runs: one picture of each kind, a column a panel.
+    """Draws folder/plots/{metric,loss,time}.png of several runs, with one column per panel.
 
     Args:
-      panels: of prune_jax.report.study, each a task with a line a method.
-      styles: {label of a line: (color, dash as SVG has it)}.
+      panels: of prune_jax.report.study; each has one line per method.
+      styles: the look of each line by its label, (color, dash in the words of SVG).
     Returns:
-      The files written; none without panels.
+      The paths of the files; none without panels.
     """
     if not panels:
         return []
@@ -218,7 +268,7 @@ def draw_study(folder, panels, styles: dict[str, tuple[str, str]]) -> list[Path]
             for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
                 axes.set_title(f"{panel.task}, {panel.model_size} model")
                 drawing(axes, panel, styles)
-            entries = {}  # a method once, whatever panels it is in
+            entries = {}  # each label once, whatever panels it is in
             for axes in figure.axes:
                 handles, labels = axes.get_legend_handles_labels()
                 entries |= dict(zip(labels, handles, strict=True))
@@ -234,7 +284,7 @@ def _spread(axes, x, mean, std, style, label) -> None:
     color, dash = style
     pattern = "-" if dash == "none" else (0, tuple(int(part) for part in dash.split()))
     axes.plot(x, mean, color=color, linestyle=pattern, marker="o", label=label)
-    if len(x) == 1:  # the dense level, to hold the others against
+    if len(x) == 1:  # the dense level, which the others are compared with
         axes.axhline(mean[0], color=color, linestyle=":", linewidth=1.2)
     if any(std):
         low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
@@ -264,4 +314,4 @@ def _study_time(axes, panel, styles) -> None:
         axes.barh(i, mean, xerr=std, color=styles[line.label][0], ecolor="#333333", capsize=3)
     axes.set_yticks(range(len(panel.lines)), [line.label for line in panel.lines])
     axes.invert_yaxis()
-    axes.set_xlabel("Milliseconds a step (evaluation and pruning included)")
+    axes.set_xlabel("Milliseconds per step (evaluation and pruning included)")

@@ -1,50 +1,81 @@
-"""Where the numbers of a run go besides metrics.csv: TensorBoard, Weights & Biases, MLflow, behind one interface.
+"""Sends the numbers of a run to TensorBoard, Weights & Biases or MLflow, besides metrics.csv.
 
-A sink is a class: called with (workdir, config, purge_step) it opens, and then it has the two methods of Sink. A new
-one is a new class and one line of SINKS. All of them work in MetricsWriter's thread.
+A sink is a class that is made from (workdir, run, purge_step) and has the two methods of Sink. A new sink is a new
+class and one line of SINKS. All sinks work in the thread of MetricsWriter.
 """
 
+import contextlib
 import importlib.metadata
 import os
 import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
-from prune_jax import config as config_lib
-from prune_jax import workdir as workdir_lib
+from prune_jax import files
 from prune_jax.errors import UserError
 
 
+class RunInfo(NamedTuple):
+    """What a sink needs to know of a run.
+
+    Attributes:
+      project: the project of W&B, the experiment of MLflow.
+      mlflow_uri: of the tracking server; empty: $MLFLOW_TRACKING_URI, or mlruns/ beside the workdir.
+      config: {"train.epochs": 25, ...}, in JSON's types.
+    """
+
+    project: str = "prune_jax"
+    mlflow_uri: str = ""
+    config: Mapping[str, Any] = MappingProxyType({})
+
+
+UNKNOWN = RunInfo()
+
+
 class Sink(Protocol):
-    """Somewhere to send numbers to."""
+    """A place to which a run's numbers are sent."""
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Takes finite numbers at a step."""
+        """Takes the finite numbers of a step, by name."""
 
     def close(self) -> None:
         """Sends what is pending."""
 
 
 def _saved_id(workdir: Path, name: str, new) -> str:
-    """The id under which `name` knows the run: an earlier start's, else new(), kept in the workdir."""
+    """The id of the run at the sink `name`: that of an earlier start, or else new(), which the workdir keeps."""
     path = workdir / f"{name}.json"
     if path.exists():
-        return workdir_lib.read_json(path)["id"]
-    found = new()
-    workdir_lib.write_json(path, {"id": found})
-    return found
+        return files.read_json(path)["id"]
+    identity = new()
+    files.write_json(path, {"id": identity})
+    return identity
+
+
+def _without_room(close: Callable[[], None]) -> Callable[[], None]:
+    """`close`, silent on a full disk: tensorboardX calls it once more at exit, where nobody can answer an error."""
+
+    def quiet() -> None:
+        with contextlib.suppress(OSError):
+            close()
+
+    return quiet
 
 
 class TensorBoard:
-    """Events in workdir/tensorboard; those of later steps than purge_step are superseded."""
+    """Writes events into workdir/tensorboard. Events of steps from purge_step on are superseded."""
 
     packages = ("tensorboardX",)
 
-    def __init__(self, workdir: Path, config, purge_step: int | None):
-        del config
+    def __init__(self, workdir: Path, run: RunInfo, purge_step: int | None):
+        del run
         from tensorboardX import SummaryWriter
 
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge_step)
+        writer = self._events.file_writer.event_writer
+        writer.close = _without_room(writer.close)
 
     def scalars(self, step, values):
         for name, value in values.items():
@@ -56,25 +87,25 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of the project report.project; WANDB_MODE=offline keeps it in workdir/wandb."""
+    """Sends the numbers to a run of the project. WANDB_MODE=offline keeps them in workdir/wandb."""
 
     packages = ("wandb",)
 
-    def __init__(self, workdir: Path, config, purge_step: int | None):
+    def __init__(self, workdir: Path, run: RunInfo, purge_step: int | None):
         del purge_step
         import wandb
 
         self._run = wandb.init(
-            project=config.report.project,
+            project=run.project,
             name=workdir.name,
             id=_saved_id(workdir, "wandb", lambda: uuid.uuid4().hex[:8]),
             resume="allow",
             dir=str(workdir),
-            config=config_lib.leaves(config_lib.to_json(config)),
+            config=dict(run.config),
         )
 
     def scalars(self, step, values):
-        # W&B drops rows of steps that it has seen; as a value of its own the step may come twice after a resumption.
+        # W&B drops rows of steps that it has seen. As a value, a step may come twice after a run is resumed.
         self._run.log({**values, "step": step})
 
     def close(self):
@@ -82,17 +113,13 @@ class WandB:
 
 
 class MLflow:
-    """A run of the experiment report.project at report.mlflow_uri, by default in mlruns/ beside the workdir."""
+    """Sends the numbers to a run of the experiment at mlflow_uri, by default the folder mlruns/ beside the workdir."""
 
     packages = ("mlflow", "mlflow-skinny")
 
-    def __init__(self, workdir: Path, config, purge_step: int | None):
+    def __init__(self, workdir: Path, run: RunInfo, purge_step: int | None):
         del purge_step
-        uri = (
-            config.report.mlflow_uri
-            or os.environ.get("MLFLOW_TRACKING_URI")
-            or str(workdir.resolve().parent / "mlruns")
-        )
+        uri = run.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or str(workdir.resolve().parent / "mlruns")
         if "://" not in uri or uri.startswith("file:"):  # MLflow 3 reads and writes plain files only where asked to
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             uri = uri if uri.startswith("file:") else Path(uri).resolve().as_uri()
@@ -100,21 +127,21 @@ class MLflow:
         from mlflow.exceptions import MlflowException
 
         self._client = MlflowClient(tracking_uri=uri)
-        name = config.report.project
+        name = run.project
 
         def experiment() -> str:
-            found = self._client.get_experiment_by_name(name)
-            return found.experiment_id if found else self._client.create_experiment(name)
+            known = self._client.get_experiment_by_name(name)
+            return known.experiment_id if known else self._client.create_experiment(name)
 
         def new() -> str:
             try:
                 number = experiment()
             except MlflowException:  # another run of a sweep has just created it
                 number = experiment()
-            run = self._client.create_run(number, run_name=workdir.name)
-            for key, value in config_lib.leaves(config_lib.to_json(config)).items():
-                self._client.log_param(run.info.run_id, key, value)
-            return run.info.run_id
+            created = self._client.create_run(number, run_name=workdir.name).info.run_id
+            for key, value in run.config.items():
+                self._client.log_param(created, key, value)
+            return created
 
         self._id = _saved_id(workdir, "mlflow", new)
 
@@ -130,12 +157,16 @@ SINKS = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
 
 
 def check_installed(names) -> None:
-    """UserError for a sink whose package is not installed."""
+    """Checks that the packages of these sinks are installed.
+
+    Raises:
+      UserError: one is not; the message says how to install it.
+    """
     for name in names:
         packages = SINKS[name].packages
         for package in packages:
             try:
-                importlib.metadata.version(package)  # not find_spec: the folder wandb/ of an earlier run would be found
+                importlib.metadata.version(package)  # find_spec would take the folder wandb/ of a run for it
                 break
             except importlib.metadata.PackageNotFoundError:
                 continue

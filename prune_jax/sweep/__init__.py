@@ -1,1 +1,1 @@
-"""Many experiments side by side: `python -m prune_jax.sweep`. Flags to runs, runs to processes, processes to a view."""
+"""Many experiments side by side: `prune-jax sweep`. Flags to runs, runs to processes, processes to a view."""

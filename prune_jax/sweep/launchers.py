@@ -1,38 +1,43 @@
-"""Where runs go: processes of this machine, each with its own cores or GPU, or jobs of a Slurm cluster."""
+"""Starts runs: as processes of this machine, each with its own cores or GPU, or as jobs of a Slurm cluster."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from prune_jax.errors import UserError
-from prune_jax.sweep.plan import ROOT
+from prune_jax.sweep import child
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # opened here: a forked child is to call it, no more
+_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>: the signal that a process gets when its parent has died
 
 
 class Handle(Protocol):
-    """A run under way."""
+    """A run that has been started."""
 
     def poll(self) -> int | None:
-        """The exit code, None while it runs."""
+        """The exit code; None while it runs."""
 
     def stop(self, number: int) -> None:
-        """Sends a signal: SIGINT asks for a checkpoint, SIGTERM for haste, SIGKILL for nothing."""
+        """Sends a signal: SIGINT and SIGTERM ask for a checkpoint, SIGKILL ends the run at once."""
 
 
 class Launcher(Protocol):
-    """Starts runs. capacity: how many at once."""
+    """Starts runs, at most `capacity` at a time."""
 
     capacity: int
 
     def start(self, commands: Sequence[list[str]], logs: Sequence[Path]) -> list[Handle]:
-        """Starts at most `capacity` commands, less what runs already; all they print is appended to their logs."""
+        """Starts commands, at most `capacity` together with those that run already. Their logs grow by their output."""
 
 
 def gpus() -> list[str]:
-    """The NVIDIA GPUs that a job may use, as CUDA_VISIBLE_DEVICES names them; jax would take them if it were asked."""
+    """The NVIDIA GPUs that a job may use, as CUDA_VISIBLE_DEVICES names them; none where jax is told to use the CPU."""
     if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -50,15 +55,18 @@ def cores() -> list[int]:
 
 class _Process:
     def __init__(self, command, log: Path, environ, own_cores):
-        def pin():  # in the child, before any library sizes its thread pool by the cores it finds
-            os.sched_setaffinity(0, own_cores)
+        def prepare():  # in the child, before any library sizes its thread pool by the cores it finds
+            if _LIBC:
+                _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # what outlives the sweep would hold its workdir
+            if own_cores and hasattr(os, "sched_setaffinity"):
+                os.sched_setaffinity(0, own_cores)
 
         self.own_cores = own_cores
         with open(log, "ab") as file:
             # A session of its own: Ctrl-C reaches the sweep alone, which passes it on once.
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environ,
-                start_new_session=True, preexec_fn=pin if own_cores and hasattr(os, "sched_setaffinity") else None,
+                start_new_session=True, preexec_fn=prepare,
             )  # fmt: skip
 
     def poll(self):
@@ -73,7 +81,7 @@ class _Process:
 
 
 class Processes:
-    """Processes of this machine in `capacity` slots; each owns a share of the cores and, where there are any, a GPU."""
+    """Processes of this machine in `capacity` slots. Each has a share of the cores and, where there are any, a GPU."""
 
     def __init__(self, capacity: int):
         self.capacity = capacity
@@ -82,7 +90,7 @@ class Processes:
         self._slots: list[_Process | None] = [None] * capacity
 
     def _environ(self, slot: int) -> dict[str, str]:
-        environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        environ = child.environment()
         if self._devices:
             environ["CUDA_VISIBLE_DEVICES"] = self._devices[slot % len(self._devices)]
             sharing = -(-self.capacity // len(self._devices))
@@ -91,7 +99,7 @@ class Processes:
         return environ
 
     def _share(self, slot: int) -> list[int]:
-        """The cores of a slot: equal parts, and with more slots than cores one core each."""
+        """The cores of a slot: equal parts, or one core each where there are more slots than cores."""
         first, last = slot * len(self._cores) // self.capacity, (slot + 1) * len(self._cores) // self.capacity
         return self._cores[first:last] or [self._cores[slot % len(self._cores)]]
 
@@ -106,16 +114,20 @@ class Processes:
 
 
 class _Work:
-    """What submitit runs on a node. Preempted, it is queued again as it is: a run goes on from its checkpoint."""
+    """The job that submitit runs on a node. A preempted job is queued again: a run resumes from its checkpoint."""
 
     def __init__(self, command: list[str], log: str, folder: str):
         self.command, self.log, self.folder = command, log, folder
 
     def __call__(self) -> int:
         with open(self.log, "ab") as file:
-            environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
             done = subprocess.run(
-                self.command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=self.folder, env=environ
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                cwd=self.folder,
+                env=child.environment(),
             )
         return done.returncode
 
@@ -148,7 +160,16 @@ class Submitit:
     """One array of Slurm jobs through submitit (its local and debug executors for a try-out on this machine)."""
 
     def __init__(self, folder: Path, cluster: str, capacity: int, at_once: int | None, parameters: dict):
-        """at_once: jobs of the array that may run side by side; None: as many as the cluster lets."""
+        """Opens the cluster.
+
+        Args:
+          folder: of the sweep; its name is that of the jobs.
+          cluster: slurm, local or debug.
+          at_once: how many jobs of the array may run side by side; None leaves it to the cluster.
+          parameters: of submitit, such as partition or timeout_min.
+        Raises:
+          UserError: submitit is not installed, or cannot use the cluster with these parameters.
+        """
         try:
             import submitit
         except ImportError:
@@ -159,13 +180,13 @@ class Submitit:
             self._executor.update_parameters(name=folder.name, **parameters)
             if cluster == "slurm" and at_once:
                 self._executor.update_parameters(slurm_array_parallelism=at_once)
-        except Exception as error:  # submitit tells of an unknown parameter, or that there is no sbatch, in many ways
+        except Exception as error:  # submitit has many exceptions for unknown parameters and a missing sbatch
             raise UserError(f"submitit cannot use the launcher {cluster} with {parameters}: {error}") from error
 
     def start(self, commands, logs):
         here = os.getcwd()
-        # A job inherits the environment, and what it unpickles is of this package, wherever the sweep was started.
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        # A job inherits the environment, and must find this package to unpickle its work.
+        os.environ.update(child.environment())
         work = [_Work(command, str(log.resolve()), here) for command, log in zip(commands, logs, strict=True)]
         with self._executor.batch():
             jobs = [self._executor.submit(one) for one in work]

@@ -1,4 +1,4 @@
-"""What a sweep runs: flags and grids in, one checked configuration a run out. Nothing here loads jax."""
+"""Turns the flags of a sweep into its runs, each with a checked config."""
 
 import argparse
 import itertools
@@ -6,32 +6,33 @@ import json
 import os
 import re
 import runpy
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prune_jax import config as config_lib
+from prune_jax.config import defaults, keys, saved
 from prune_jax.errors import UserError
 from prune_jax.methods import REGISTRY
+from prune_jax.run import inputs, launch
+from prune_jax.run.commands import arguments
+from prune_jax.sweep import child
 
-ROOT = Path(__file__).resolve().parents[2]
-LAUNCH = ROOT / "launch.py"  # the program of every run
-_COMMON = ROOT / "configs" / "common.py"
 LAUNCHERS = ("processes", "slurm", "submitit-local", "submitit-debug")
 
 _FLAGS = {  # key of the config: (short, long, what it is)
-    "train.epochs": ("-e", "--epochs", "epochs of a run (25)"),
-    "train.batch_size": ("-b", "--batch-size", "examples a step (96)"),
-    "train.learning_rate": ("-l", "--learning-rate", "of the weights (2e-5)"),
-    "model.size": ("-m", "--model-size", "tiny, small, base or large (base)"),
-    "pruning.method": ("-p", "--pruning-methods", f"any of {', '.join(REGISTRY)} (spt)"),
-    "pruning.start_sparsity": ("-s", "--start-sparsity", "closed fraction at the start of the window (0.0)"),
-    "pruning.end_sparsity": ("-f", "--end-sparsity", "closed fraction at its end (0.99)"),
-    "pruning.start_epoch": ("-ps", "--pruning-start", "epochs before the window (4)"),
-    "pruning.end_epoch": ("-pe", "--pruning-end", "epochs until its end, at most the run's own (23)"),
-    "data.task": ("-t", "--task", "GLUE task (sst2)"),
-    "data.max_len": ("-ml", "--max-len", "tokens (128)"),
-    "train.seed": (None, "--seeds", "a run for each (0)"),
+    "train.epochs": ("-e", "--epochs", "epochs of a run"),
+    "train.batch_size": ("-b", "--batch-size", "examples per step"),
+    "train.learning_rate": ("-l", "--learning-rate", "the learning rate of the weights"),
+    "model.size": ("-m", "--model-size", f"any of {', '.join(keys.SIZES)}"),
+    "pruning.method": ("-p", "--pruning-methods", f"any of {', '.join(REGISTRY)}"),
+    "pruning.start_sparsity": ("-s", "--start-sparsity", "the closed fraction at the start of the window"),
+    "pruning.end_sparsity": ("-f", "--end-sparsity", "the closed fraction at its end"),
+    "pruning.start_epoch": ("-ps", "--pruning-start", "epochs before the window"),
+    "pruning.end_epoch": ("-pe", "--pruning-end", "epochs until its end, at most the run's own"),
+    "data.task": ("-t", "--task", "the task"),
+    "data.max_len": ("-ml", "--max-len", "the length of a text, in tokens"),
+    "train.seed": (None, "--seeds", "one run per seed"),
 }
 _WINDOW = {"pruning.schedule": "linear", "pruning.end_sparsity": 0.99}  # without a config file
 _OUTERMOST = ("train.seed", "data.task", "model.size")  # an early look finds every method with the first seed
@@ -42,10 +43,10 @@ class Run(NamedTuple):
     """One run of a sweep.
 
     Attributes:
-      name: of its folder and in the view.
+      name: the name of its folder, which the view shows.
       folder: its workdir.
-      config: resolved.
-      command: what starts it; a person can type it too.
+      config: its resolved config.
+      command: the command that starts it, as a person could type it.
     """
 
     name: str
@@ -55,63 +56,58 @@ class Run(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The runs of a sweep, and what the user should read before they start."""
+    """The runs of a sweep, and lines to read before they start."""
 
     runs: list[Run]
     lines: list[str]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(message)
+def parser(doc: str = "") -> argparse.ArgumentParser:
+    """The flags of the sweep, with `doc` as their help's text.
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of the sweep. Values stay text here; `make` reads them, so that all mistakes are told at once."""
-    found = _Parser(
-        prog="python -m prune_jax.sweep",
-        description="Runs one experiment for every combination of the values given; a flag takes one value or several, "
-        "separated by commas. The same command again resumes what was interrupted and skips what is done.",
-        allow_abbrev=False,
-    )
+    Values stay text here. `make` reads them, and reports all mistakes at once.
+    """
+    flags = arguments.parser("sweep", doc)
+    usual = config_lib.leaves(defaults.get_config()) | _WINDOW
     for key, (short, long, text) in _FLAGS.items():
-        found.add_argument(*filter(None, (short, long)), dest=key, metavar="V[,V...]", help=f"{text}; config.{key}")
-    found.add_argument(
+        text = f"config.{key}: {text} (default without --config: {usual[key]})"
+        flags.add_argument(*filter(None, (short, long)), dest=key, metavar="V[,V...]", help=text)
+    flags.add_argument(
         "-ss", "--sparsity-steps", nargs="?", const="", metavar="V,V,...",
-        help="a step schedule: these percentages, one an epoch after the window's start; alone: the model size's own. "
+        help="a step schedule: these percentages, one per epoch after the window's start; alone: the model size's own. "
         "Without it the window is linear, or the config file's where none of its flags is given",
     )  # fmt: skip
-    found.add_argument(
+    flags.add_argument(
         "-se", "--spt-explore", nargs="?", const="layer", metavar="layer|N",
-        help="SPT explores one layer type a step (layer, or alone), or N passes a step",
+        help="SPT explores one layer type per step (layer, or alone), or makes N passes per step",
     )  # fmt: skip
-    found.add_argument("--config", metavar="FILE", help="start from a file of configs/; default configs/common.py")
-    found.add_argument(
+    flags.add_argument("--config", metavar="FILE", help="start from this config file in place of the defaults")
+    flags.add_argument(
         "--set", action="append", default=[], metavar="KEY=V[,V...]", help="values of any key of the config; repeatable"
     )
-    found.add_argument("--out", default="results_sweep", metavar="DIR", help="folder of the sweep (results_sweep)")
-    found.add_argument("-parallel", action="store_true", help="run side by side: a job for each GPU, or each CPU core")
-    found.add_argument("-max-parallel-jobs", metavar="N", help="at most N side by side; implies -parallel")
-    found.add_argument("--progress", default="both", metavar="bars|logs|both", help="what to show of each job (both)")
-    found.add_argument("--dry-run", action="store_true", help="print the runs, start none")
-    found.add_argument("--grace", default="60", metavar="SECONDS", help="after Ctrl-C, until a job is killed (60)")
-    found.add_argument("--launcher", default="processes", metavar="|".join(LAUNCHERS), help="where the runs go")
-    found.add_argument(
+    flags.add_argument("--out", default="results_sweep", metavar="DIR", help="the folder of the sweep")
+    flags.add_argument("-parallel", action="store_true", help="run side by side: a job for each GPU, or each CPU core")
+    flags.add_argument("-max-parallel-jobs", metavar="N", help="at most N side by side; implies -parallel")
+    flags.add_argument("--progress", default="both", metavar="bars|logs|both", help="what to show of each job")
+    flags.add_argument("--dry-run", action="store_true", help="print the runs, start none")
+    flags.add_argument("--grace", default="60", metavar="SECONDS", help="after Ctrl-C, until a job is killed")
+    flags.add_argument("--launcher", default="processes", metavar="|".join(LAUNCHERS), help="where the runs go")
+    flags.add_argument(
         "--slurm", action="append", default=[], metavar="KEY=V", help="submitit's, as partition=gpu, timeout_min=600"
     )
-    return found
+    return flags
 
 
 class Mistakes(UserError):
-    """Several mistakes, one a line."""
+    """Several mistakes, one per line."""
 
-    def __init__(self, found: list[str]):
-        count = "1 mistake" if len(found) == 1 else f"{len(found)} mistakes"
-        super().__init__("\n".join([f"{count}, nothing was started:", *(f"  {text}" for text in found)]))
+    def __init__(self, mistakes: list[str]):
+        count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+        super().__init__("\n".join([f"{count}, nothing was started:", *(f"  {text}" for text in mistakes)]))
 
 
 def _split(text: str) -> list[str]:
-    """Parts between the commas that are outside parentheses."""
+    """The parts of a text between the commas that are outside parentheses."""
     return [part.strip() for part in re.split(r",(?![^()]*\))", text)]
 
 
@@ -125,6 +121,8 @@ def _atom(text: str):
 
 
 def _value(text: str, kind: type):
+    if text == "None":  # unsets a key; resolve says where that is not allowed
+        return None
     if kind is bool:
         return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
     if kind is tuple:
@@ -133,21 +131,20 @@ def _value(text: str, kind: type):
 
 
 def _values(key: str, text: str, kind: type, flag: str, mistakes: list[str]) -> list:
-    """The values of a flag; a tuple's stand in parentheses each, or are one tuple without any."""
-    found = {}
+    """The values of a flag. Several tuples stand in parentheses each; a single one may stand without."""
+    parsed = {}
     for part in [text] if kind is tuple and "(" not in text else _split(text):
         try:
-            found[_value(part, kind)] = None
+            parsed[_value(part, kind)] = None
         except (ValueError, KeyError):
             mistakes.append(f"config.{key} is {part!r}; allowed: {_KINDS[kind]}, or several with commas ({flag})")
-    return list(found)
+    return list(parsed)
 
 
 def _load(path: str | None):
     if path is None:
-        from configs import common
-
-        return common.get_config()
+        return defaults.get_config()
+    launch.import_neighbours(path)
     try:
         config = runpy.run_path(path)["get_config"]()
         config.keys()
@@ -158,7 +155,7 @@ def _load(path: str | None):
 
 
 def _grid(args, base, mistakes: list[str]) -> dict[str, list]:
-    """key -> its values, of all flags."""
+    """The values of each key that a flag sets."""
     grid: dict[str, list] = {}
 
     def add(key, text, flag):
@@ -204,12 +201,15 @@ def _with(base, overrides: dict):
 
 
 def _resolve(base, overrides: dict, mistakes: list[str]):
-    """(resolved config, notes), or None with every mistake added: each value is put back to find the next."""
+    """(resolved config, notes); None where there are mistakes, which are added to `mistakes`.
+
+    A value that is refused goes back to its default, so that the next mistake is found, too.
+    """
     tried = dict(overrides)
     while True:
         try:
-            found = config_lib.resolve(_with(base, tried))
-            return found if tried == overrides else None
+            resolved = inputs.resolve(_with(base, tried))
+            return resolved if tried == overrides else None
         except UserError as error:
             key = match[1] if (match := re.match(r"config\.(\w+\.\w+)", str(error))) else None
             flag = f" ({_FLAGS[key][1]})" if key in tried and key in _FLAGS else ""
@@ -236,15 +236,20 @@ def _name(overrides: dict, config, varying: list[str]) -> str:
     return "results_" + re.sub(r"[^\w.=-]+", "-", "_".join(parts)).strip("-")[:120]
 
 
+def _identity(config: dict) -> str:
+    """A text that differs between different runs: the config in JSON's types, with every key of today."""
+    return json.dumps(saved.flat(config), sort_keys=True)
+
+
 def _known_folders(out: Path) -> dict[str, Path]:
-    """config.json of each run in `out`, as text -> its folder: a run is known by its config, whatever its name."""
-    found = {}
+    """The folders of the runs in `out` by the identity of their configs, whatever their names are."""
+    folders = {}
     for path in sorted(out.glob("*/config.json")):
         try:
-            found[json.dumps(json.loads(path.read_text(encoding="utf-8")), sort_keys=True)] = path.parent
-        except (OSError, ValueError):
+            folders[_identity(saved.read(path))] = path.parent
+        except UserError:
             continue
-    return found
+    return folders
 
 
 def _whole(flag: str, text: str, least: int, mistakes: list[str]) -> None:
@@ -252,13 +257,13 @@ def _whole(flag: str, text: str, least: int, mistakes: list[str]) -> None:
         mistakes.append(f"{flag} is {text!r}; allowed: a whole number, {least} or more")
 
 
-def make(argv: list[str]) -> tuple[argparse.Namespace, Plan]:
-    """The runs that the flags ask for.
+def make(argv: Sequence[str], doc: str = "") -> tuple[argparse.Namespace, Plan]:
+    """The runs that the flags ask for, and the flags; `doc` is the text of their help.
 
     Raises:
-      Mistakes: every mistake in them, one a line.
+      Mistakes: every mistake in the flags, one per line.
     """
-    args, unknown = parser().parse_known_args(argv)
+    args, unknown = parser(doc).parse_known_args(argv)
     mistakes = [f"unknown flag or argument {text!r}; -h lists them" for text in unknown]
     if args.max_parallel_jobs is not None:
         _whole("-max-parallel-jobs", args.max_parallel_jobs, 1, mistakes)
@@ -276,22 +281,22 @@ def make(argv: list[str]) -> tuple[argparse.Namespace, Plan]:
     except UserError as error:
         raise Mistakes([*mistakes, str(error)]) from None
     grid = _grid(args, base, mistakes)
-    grid = {key: values for key, values in grid.items() if values}  # the others are among the mistakes
-    keys = [key for key in _OUTERMOST if key in grid] + [key for key in grid if key not in _OUTERMOST]
-    keys.sort(key=lambda key: key == "pruning.method")  # innermost
-    varying = [key for key in keys if len(grid[key]) > 1]
+    grid = {key: values for key, values in grid.items() if values}  # keys without a value are among the mistakes
+    order = [key for key in _OUTERMOST if key in grid] + [key for key in grid if key not in _OUTERMOST]
+    order.sort(key=lambda key: key == "pruning.method")  # innermost
+    varying = [key for key in order if len(grid[key]) > 1]
     resolved, notes = {}, []
-    for values in itertools.product(*(grid[key] for key in keys)):
-        overrides = dict(zip(keys, values, strict=True))
+    for values in itertools.product(*(grid[key] for key in order)):
+        overrides = dict(zip(order, values, strict=True))
         method = overrides.get("pruning.method", base.pruning.method)
         if args.config is None:
             overrides = _WINDOW | overrides
         overrides = {key: value for key, value in overrides.items() if config_lib.belongs(key, method)}
-        found = _resolve(base, overrides, mistakes)
-        if found is not None:
-            config, told = found
-            notes += told
-            resolved.setdefault(json.dumps(config_lib.to_json(config), sort_keys=True), (config, overrides))
+        outcome = _resolve(base, overrides, mistakes)
+        if outcome is not None:
+            config, own_notes = outcome
+            notes += own_notes
+            resolved.setdefault(_identity(config_lib.to_json(config)), (config, overrides))
     if mistakes:
         raise Mistakes(list(dict.fromkeys(mistakes)))
 
@@ -307,14 +312,14 @@ def make(argv: list[str]) -> tuple[argparse.Namespace, Plan]:
             folder = out / next(name for name in names if name not in taken)
             taken.add(folder.name)
         flags = [f"--config.{key}={_text(value)}" for key, value in overrides.items()]
-        command = [sys.executable, str(LAUNCH), f"--config={args.config or _COMMON}", *flags, f"--workdir={folder}"]
+        command = [*child.TRAIN, f"--config={args.config or defaults.__file__}", *flags, f"--workdir={folder}"]
         runs.append(Run(folder.name, folder, config, command))
     return args, Plan(runs, _describe(args, base, grid, runs, list(dict.fromkeys(notes))))
 
 
 def _describe(args, base, grid, runs, notes) -> list[str]:
     sizes = " x ".join(f"{len(values)} {key}" for key, values in grid.items() if len(values) > 1)
-    source = args.config or "configs/common.py"
+    source = args.config or "the defaults"
     lines = [f"sweep     {len(runs)} runs{f' ({sizes})' if sizes else ''} in {args.out}, from {source}"]
     shown = dict.fromkeys(
         (*_FLAGS, "pruning.schedule", "pruning.sparsity_steps", "data.source", "data.dir", *grid)

@@ -1,22 +1,24 @@
-"""Runs of a plan, side by side, until all are done or someone asks to stop."""
+"""Executes the runs of a plan, side by side, until all are done or someone asks to stop."""
 
 import contextlib
-import json
 import signal
 import time
 from pathlib import Path
 
 from prune_jax import config as config_lib
+from prune_jax import files
+from prune_jax.config import saved
+from prune_jax.errors import UserError
+from prune_jax.sweep import child
 from prune_jax.sweep.launchers import Launcher
 from prune_jax.sweep.plan import Run
 from prune_jax.sweep.view import Progress, View, duration
 
-_TAIL = 12  # lines of a failed run's log that are shown
 _LAST_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 
 
 class Job:
-    """A run and what became of it. state: waiting | running | finished | failed | interrupted."""
+    """A run and its outcome. Its state is waiting, running, finished, failed or interrupted."""
 
     def __init__(self, run: Run, logs: Path):
         self.run, self.log = run, logs / f"{run.name}.log"
@@ -30,11 +32,11 @@ class Job:
         self.handle, self.state, self._since = handle, "running", time.monotonic()
 
     def skip_old_lines(self) -> None:
-        """An earlier try's lines stay in the log and are not shown again."""
+        """Skips the lines of an earlier try, which stay in the log and are not shown again."""
         self._read = self.log.stat().st_size if self.log.exists() else 0
 
     def new_lines(self) -> list[str]:
-        """Whole lines that came to the log since the last call."""
+        """The whole lines that the log has gained since the last call."""
         self.seconds = time.monotonic() - self._since
         with contextlib.suppress(FileNotFoundError), open(self.log, "rb") as file:
             file.seek(self._read)
@@ -46,18 +48,22 @@ class Job:
 
     def tail(self) -> list[str]:
         """The last lines of the log."""
-        with contextlib.suppress(FileNotFoundError):
-            return self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:]
-        return []
+        return child.tail(self.log)
 
 
 def is_finished(run: Run) -> bool:
-    """Whether the folder holds this very run, done."""
-    try:
-        saved = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """Whether the folder holds this very run, finished.
+
+    A key that is newer than the folder has its default there, and a key that no result depends on may differ.
+    """
+    if not (run.folder / "summary.json").is_file():
         return False
-    return (run.folder / "summary.json").is_file() and saved == config_lib.to_json(run.config)
+    try:
+        config = saved.read(run.folder / "config.json")
+    except UserError:
+        return False
+    differing = saved.differing(config, files.plain(config_lib.to_json(run.config)))
+    return not any(config_lib.matters(key, run.config.pruning.method) for key in differing)
 
 
 @contextlib.contextmanager
@@ -76,7 +82,7 @@ def _signals():
 
 
 class _Stopping:
-    """SIGINT to every job at once, SIGTERM after the grace, SIGKILL soon after; a second request kills at once."""
+    """Stops jobs: SIGINT at once, SIGTERM after the grace, SIGKILL soon after. A second request kills at once."""
 
     def __init__(self, grace: float, view: View):
         self._grace, self._view, self._since, self._sent = grace, view, None, 0
@@ -101,7 +107,12 @@ class _Stopping:
 
 
 def _total(jobs: list[Job], since: float, already: float) -> str:
-    """'3/12 done, 2 running, 1 failed, about 4:30 left'. already: the part that was done when the sweep began."""
+    """The state of the sweep as text, such as '3/12 done, 2 running, 1 failed, about 4:30 left'.
+
+    Args:
+      since: when the sweep began, by time.monotonic.
+      already: the number of jobs that were done then.
+    """
     states = [job.state for job in jobs]
     done = sum(1.0 if job.state in ("finished", "failed") else job.progress.fraction for job in jobs)
     text = f"{states.count('finished')}/{len(jobs)} done, {states.count('running')} running"
@@ -113,13 +124,13 @@ def _total(jobs: list[Job], since: float, already: float) -> str:
 
 
 def execute(runs: list[Run], logs: Path, launcher: Launcher, view: View, grace: float) -> tuple[list[Job], int | None]:
-    """Runs what is not finished yet.
+    """Executes the runs that are not finished yet.
 
     Args:
-      logs: a folder for what the runs print, <name>.log each.
-      grace: seconds between a request to stop and the first harsh signal.
+      logs: the folder for the runs' output, one <name>.log per run.
+      grace: seconds between a request to stop and SIGTERM.
     Returns:
-      the jobs, in the order of the runs, and the signal that ended the sweep early, None if none did.
+      (the jobs, in the order of the runs; the signal that ended the sweep early, None if none did).
     """
     logs.mkdir(parents=True, exist_ok=True)
     jobs = [Job(run, logs) for run in runs]
@@ -168,8 +179,6 @@ def _ended(job: Job, code: int, stopping: bool, view: View) -> None:
         view.line(f"[{job.run.name}] stopped")
         return
     job.state = "failed"
-    reason = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
-    if code == 0:
-        reason = "exit code 0, but no summary.json of this run"
+    reason = child.reason(code) if code else "exit code 0, but no summary.json of this run"
     tail = "".join(f"\n  {line}" for line in job.tail())
     view.line(f"[{job.run.name}] FAILED ({reason}); the end of {job.log}:{tail}")

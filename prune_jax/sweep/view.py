@@ -1,4 +1,4 @@
-"""The live view: one bar a job, the lines of their logs that matter, the time left."""
+"""Shows a sweep as it goes: one bar per job, the lines of their logs that matter, the time left."""
 
 import re
 import shutil
@@ -7,27 +7,32 @@ import time
 
 _EPOCH = re.compile(r"epoch (\d+)/(\d+)\b")
 _STEPS = re.compile(r"  (\d+)/(\d+) steps, (loss [^,]+)")
-_KEY = re.compile(r"(epoch |note |resuming |best |stopped |launch\.py: )")
+_KEY = re.compile(r"(epoch |note |resuming |best |stopped |train: )")
 
 
 def duration(seconds: float) -> str:
-    """'1:02:03' or '2:03'."""
+    """Seconds as text, such as '1:02:03' or '2:03'."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 class Progress:
-    """How far a run is, from the lines that it printed."""
+    """Reads how far a run is from the lines that it prints.
+
+    Attributes:
+      fraction: the part that is done, 0 to 1.
+      text: the state in a few words.
+    """
 
     def __init__(self):
         self.fraction, self.text = 0.0, ""
 
     def read(self, line: str) -> bool:
-        """Takes a line in; whether it is one to show."""
+        """Reads a line, and returns whether it is worth showing."""
         if match := _EPOCH.match(line):
             epoch, epochs = int(match[1]), int(match[2])
-            if steps := _STEPS.search(line):  # a line that stands for a bar: the view has bars of its own
+            if steps := _STEPS.search(line):  # this line stands for a bar, and the view has bars of its own
                 self.fraction = (epoch - 1 + int(steps[1]) / int(steps[2])) / epochs
                 self.text = f"epoch {epoch}/{epochs}, {steps[3]}"
                 return False
@@ -36,7 +41,7 @@ class Progress:
 
 
 class View:
-    """Prints what happens. On a terminal the bars are redrawn in place below the lines."""
+    """Prints lines and bars. On a terminal the bars stay below the lines and are redrawn in place."""
 
     def __init__(self, mode: str, stream=None):
         """mode: bars | logs | both."""
@@ -46,27 +51,32 @@ class View:
         self._terminal = bool(getattr(self._stream, "isatty", lambda: False)())
         self._drawn = 0  # lines of the block on the screen
         self._last = 0.0
-        self._told: dict[str, str] = {}
+        self._epochs: dict[str, str] = {}  # job: the last epoch that was printed
 
     def line(self, text: str) -> None:
-        """A line above the bars."""
+        """Prints a line above the bars."""
         self._erase()
         print(text, file=self._stream, flush=True)
 
     def log(self, name: str, text: str) -> None:
-        """A line that matters of a job's log."""
+        """Prints a line of a job's log."""
         if self._logs:
             self.line(f"[{name}] {text}")
 
     def draw(self, jobs: list[tuple[str, float, str, float]], total: str) -> None:
-        """The bars of the running jobs, (name, fraction done, text, seconds so far) each, and the line of the whole."""
+        """Draws the bars of the running jobs, and the line of the whole sweep.
+
+        Args:
+          jobs: (name, fraction done, text, seconds so far) of each.
+          total: the line of the whole.
+        """
         if not self._bars:
             return
-        if not self._terminal:  # a line where a job has moved on to another epoch, unless its log tells that already
+        if not self._terminal:  # a line for each new epoch of a job, unless its log says so already
             for name, _, text, _ in [] if self._logs else jobs:
                 epoch = text.split(",")[0]
-                if epoch and self._told.get(name) != epoch:
-                    self._told[name] = epoch
+                if epoch and self._epochs.get(name) != epoch:
+                    self._epochs[name] = epoch
                     print(f"{name}  {text}  ({total})", file=self._stream, flush=True)
             return
         now = time.monotonic()
@@ -93,6 +103,6 @@ class View:
             self._drawn = 0
 
     def close(self) -> None:
-        """Takes the bars off the screen."""
+        """Removes the bars from the screen."""
         self._erase()
         self._stream.flush()

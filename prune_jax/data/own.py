@@ -1,0 +1,320 @@
+"""Text of the user's own, through the package datasets: csv, jsonl and parquet files, folders of text, the hub.
+
+Cells are taken as they are written: "NA", "null" and "007" in a csv file are texts. An empty cell of text is an empty
+text. A label that is missing or no label of the task is a malformed row: an error, or left out and counted.
+"""
+
+import atexit
+import csv
+import functools
+import gzip
+import logging
+import math
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from prune_jax.data import sources
+from prune_jax.data.glue import OwnTask
+from prune_jax.errors import UserError, first_line
+from prune_jax.files import look_for_hub
+
+_EVALS = ("validation", "valid", "dev", "test")  # splits of the hub that are evaluated, the first that is there
+_MOST_CLASSES = 20  # more are believed where each has two examples on average
+
+
+class Own(NamedTuple):
+    """What was read.
+
+    Attributes:
+      task: with its classes.
+      splits: the rows by split, "train" and "eval"; the one alone where only it was asked for.
+      notes: what the user is to know of the data, a line each.
+    """
+
+    task: OwnTask
+    splits: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+class _Cells(NamedTuple):
+    """Columns as they were read. labels: None where one is missing; where: what messages call the table."""
+
+    texts: list[list[str]]
+    labels: list[Any]
+    where: str
+
+
+def read(task: OwnTask, options, evals_only: bool = False) -> Own:
+    """Reads the rows of an own task.
+
+    Args:
+      options: DataOptions.
+      evals_only: whether the training rows may be left out; they are where neither rows nor classes come from them.
+    Raises:
+      UserError: a file cannot be read, a column is missing, a row is malformed, or the classes are not two or more.
+    """
+    tables = _tables(task, options, evals_only and bool(options.eval) and (task.is_regression or bool(task.labels)))
+    cells = {split: _cells(task, options.label, table, where) for split, (table, where) in tables.items()}
+    notes = []
+    empty = sum(not text for part in cells.values() for column in part.texts for text in column)
+    if empty:
+        notes.append(f"{empty:,} texts are empty cells; they are read as empty texts")
+    task, found = named(task, {split: part.labels for split, part in cells.items()})
+    notes += found
+    rows, skipped = {}, 0
+    for split, part in cells.items():
+        labels, kept = checked(task, part.labels, part.where, options.bad_rows)
+        skipped += len(part.labels) - len(kept)
+        texts = [[column[i] for i in kept] for column in part.texts]
+        rows[split] = sources.Rows(texts[0], texts[1] if task.is_pair else None, labels)
+    if skipped:
+        notes.append(f"left out {skipped:,} rows without a label of the task (config.data.bad_rows=skip)")
+    if "eval" not in rows:
+        train, held = held_out(rows[sources.TRAIN].labels, task.is_regression, options.eval_share, options.eval_seed)
+        rows = {sources.TRAIN: _take(rows[sources.TRAIN], train), "eval": _take(rows[sources.TRAIN], held)}
+    return Own(task, rows, tuple(notes))
+
+
+def _take(rows: sources.Rows, at: np.ndarray) -> sources.Rows:
+    texts = [None if column is None else [column[i] for i in at] for column in rows[:2]]
+    return sources.Rows(*texts, rows.labels[at])
+
+
+def held_out(labels: np.ndarray, is_regression: bool, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows to train on, rows to evaluate on): a share of every class, rounded, at random by the seed.
+
+    Raises:
+      UserError: one of them would be empty.
+    Example:
+      >>> train, held = held_out(np.array([0] * 8 + [1] * 4), False, 0.25, seed=0)
+      >>> len(train), [0 if row < 8 else 1 for row in held]
+      (9, [0, 0, 1])
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    classes = [order] if is_regression else [order[labels[order] == label] for label in np.unique(labels)]
+    held = np.sort(np.concatenate([rows[: math.floor(share * len(rows) + 0.5)] for rows in classes]))
+    if not 0 < len(held) < len(labels):
+        raise UserError(
+            f"config.data.eval_share is {share:g}, which holds {len(held)} of {len(labels)} examples out; allowed: a "
+            "share that leaves examples on both sides, or config.data.eval"
+        )
+    return np.setdiff1d(np.arange(len(labels)), held), held
+
+
+# Tables --------------------------------------------------------------------------------------------------------------
+
+
+def _tables(task: OwnTask, options, evals_only: bool) -> dict[str, tuple[Any, str]]:
+    """(a table of the package datasets, what messages call it) by split."""
+    if options.source == "hub":
+        return _hub(options, evals_only)
+    paths = {sources.TRAIN: options.train} | ({"eval": options.eval} if options.eval else {})
+    if evals_only:
+        del paths[sources.TRAIN]
+    return {split: (_file(task, options, path), path) for split, path in paths.items()}
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+@functools.cache
+def _scratch() -> str:
+    """A folder for the tables of this process, where the package datasets cannot write to its own."""
+    logging.getLogger("absl").warning("the cache of the package datasets cannot be written; using a temporary folder")
+    folder = tempfile.mkdtemp(prefix="prune_jax_datasets_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # the rows are mapped into memory until then
+    return folder
+
+
+def _load(what: str, *args, **kwargs):
+    import datasets
+
+    if not _writable(Path(datasets.config.HF_DATASETS_CACHE)):
+        kwargs["cache_dir"] = _scratch()
+    quiet = datasets.utils.logging.get_verbosity()
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(*args, **kwargs)
+    except Exception as error:  # a dozen kinds: no such repository, no such configuration, a broken file, no UTF-8
+        cause = error.__cause__ or error.__context__ or error  # a DatasetGenerationError names no reason itself
+        raise UserError(
+            f"cannot read {what}: {first_line(cause if isinstance(cause, Exception) else error)}"
+        ) from error
+    finally:
+        datasets.utils.logging.set_verbosity(quiet)
+
+
+def _file(task: OwnTask, options, path: str):
+    if options.source == "text":
+        return _folder(Path(path))
+    extra: dict[str, Any] = {}
+    if options.source == "csv":
+        # Else pandas reads "NA" as nothing and "007" as a number; utf-8-sig is UTF-8 that may begin with a mark.
+        columns = (*task.columns, options.label)
+        extra = {"converters": dict.fromkeys(columns, str), "keep_default_na": False, "encoding": "utf-8-sig"}
+        if path.endswith((".tsv", ".tsv.gz")):
+            extra["sep"] = "\t"
+        _check_header(path, columns, extra.get("sep", ","))
+    builder = {"jsonl": "json"}.get(options.source, options.source)
+    return _load(path, builder, data_files={"rows": [path]}, split="rows", **extra)
+
+
+def _check_header(path: str, columns: Sequence[str], separator: str) -> None:
+    """UserError where a csv file has one of the columns twice: pandas would take the first and say nothing."""
+    opener = gzip.open if path.endswith(".gz") else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+            names = next(csv.reader(file, delimiter=separator), [])
+    except (OSError, EOFError, ValueError, csv.Error, zlib.error):
+        return  # the library that reads the rows says what is wrong
+    check_once(path, names, columns)
+
+
+def check_once(where, names: Sequence[str], columns: Sequence[str]) -> None:
+    """UserError where a table has a column that is read more than once."""
+    if twice := next((column for column in columns if names.count(column) > 1), None):
+        raise UserError(f"{where} has the column {twice!r} {names.count(twice)} times; allowed: once")
+
+
+def _folder(folder: Path) -> dict[str, list]:
+    """Texts of classes: CLASS/*.txt holds a text each, CLASS.txt a text per line."""
+    texts, labels = [], []
+    for path in sorted(folder.iterdir()):
+        for file in sorted(path.glob("*.txt")) if path.is_dir() else [path] * (path.suffix == ".txt"):
+            how = {"sample_by": "document" if path.is_dir() else "line"}
+            found = _load(str(file), "text", data_files={"rows": [str(file)]}, split="rows", **how)["text"][:]
+            texts += found
+            labels += [path.stem if path.is_file() else path.name] * len(found)
+    if not texts:
+        raise UserError(
+            f"{folder} holds no texts; CLASS/*.txt (a text each) or CLASS.txt (a text per line) is expected"
+        )
+    return {"text": texts, "label": labels}
+
+
+def _hub(options, evals_only: bool) -> dict[str, tuple[Any, str]]:
+    name, config = options.hub_name, options.hub_config or None
+    if not Path(name).exists():
+        look_for_hub()
+    tables = _load(f"config.data.hub_name={name!r}", name, config)
+    wanted = {sources.TRAIN: options.train or "train"}
+    evals = options.eval or next((split for split in _EVALS if split in tables), "")
+    if evals:
+        wanted["eval"] = evals
+    if evals_only:
+        del wanted[sources.TRAIN]
+    for key, split in wanted.items():
+        if split not in tables:
+            raise UserError(f"config.data.{key} is {split!r}; {name} has the splits {', '.join(tables)}")
+    return {key: (tables[split], f"{name} {split}") for key, split in wanted.items()}
+
+
+def _cells(task: OwnTask, label: str, table, where: str) -> _Cells:
+    names = list(table) if isinstance(table, dict) else table.column_names
+    for column in (*task.columns, label):
+        if column not in names:
+            key = "label" if column == label else "text"
+            raise UserError(f"config.data.{key} names the column {column!r}; {where} has {', '.join(map(repr, names))}")
+    texts = []
+    for column in task.columns:
+        cells = table[column][:]
+        if odd := next((cell for cell in cells if isinstance(cell, list | dict | bytes)), None):
+            raise UserError(f"{where}: the column {column!r} holds no text: {str(odd)[:60]!r}")
+        texts.append(["" if cell is None else str(cell) for cell in cells])
+    labels = table[label][:]
+    feature = None if isinstance(table, dict) else table.features[label]
+    if hasattr(feature, "int2str"):  # a ClassLabel; -1 is a row that has none, as in test splits
+        labels = [None if i is None or i < 0 else feature.names[i] for i in labels]
+    if not labels:
+        raise UserError(f"{where} has no rows")
+    return _Cells(texts, labels, where)
+
+
+# Labels --------------------------------------------------------------------------------------------------------------
+
+
+def _class_name(value) -> str | None:
+    """What a cell names; None where it is empty. A whole number is its digits, also where a table holds it as 1.0."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip() or None
+
+
+def in_order(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of classes in the order of their ids: by number where all are whole numbers, else by text."""
+    try:
+        return tuple(sorted(set(names), key=int))
+    except ValueError:
+        return tuple(sorted(set(names)))
+
+
+def named(task: OwnTask, labels: dict[str, list]) -> tuple[OwnTask, list[str]]:
+    """(the task with its classes, notes): those that it has, or else those that are found.
+
+    Args:
+      labels: cells by split.
+    Raises:
+      UserError: there are fewer than two classes, or so many that the column is no class.
+    """
+    if task.is_regression or task.labels:
+        return task, []
+    found = {split: [name for name in map(_class_name, cells) if name] for split, cells in labels.items()}
+    classes, count = in_order([name for names in found.values() for name in names]), sum(map(len, found.values()))
+    if len(classes) < 2:
+        raise UserError(f"{task.name} has the class {', '.join(classes) or 'of no row'} alone; allowed: two or more")
+    fractions = any(isinstance(cell, float) and not cell.is_integer() for cells in labels.values() for cell in cells)
+    if fractions or (len(classes) > _MOST_CLASSES and 2 * len(classes) > count):
+        raise UserError(
+            f"the labels of {task.name} are {len(classes):,} different values in {count:,} rows, such as "
+            f"{classes[0]!r}; allowed: names of classes, or config.data.task=regression with numbers"
+        )
+    unseen = [name for name in classes if name not in set(found.get(sources.TRAIN, classes))]
+    note = f"{', '.join(unseen)}: in the evaluation data alone; nothing teaches the class, and its rows count as wrong"
+    return task._replace(labels=classes), [note] if unseen else []
+
+
+def checked(task: OwnTask, cells: list, where: str, bad_rows: str) -> tuple[np.ndarray, list[int]]:
+    """(labels of the rows that have one: ids int32, or numbers float32; which rows these are).
+
+    Raises:
+      UserError: a row has none, and bad_rows is not "skip".
+    """
+    ids, labels, kept = {name: i for i, name in enumerate(task.labels)}, [], []
+    for row, cell in enumerate(cells):
+        label = _number(cell) if task.is_regression else ids.get(_class_name(cell) or "")
+        if label is not None:
+            labels.append(label)
+            kept.append(row)
+        elif bad_rows != "skip":
+            allowed = "a finite number" if task.is_regression else ", ".join(task.labels[:20])
+            shown = "empty" if _class_name(cell) is None else repr(cell)
+            raise UserError(
+                f"{where}, row {row + 1}: the label is {shown}; allowed: {allowed} "
+                "(config.data.bad_rows=skip leaves such rows out)"
+            )
+    if not labels:
+        raise UserError(f"{where} has no rows with a label of the task")
+    return np.array(labels, np.float32 if task.is_regression else np.int32), kept
+
+
+def _number(cell) -> float | None:
+    try:
+        number = float(cell)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,90 @@
+"""Which weights of a matrix close, by scores: exactly k of the lowest, or of every block or every m inputs.
+
+Matrices are (inputs, outputs) here: a column update then runs along consecutive numbers.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from prune_jax.pruning.select import rank
+
+
+class Layout(NamedTuple):
+    """How the weights of a matrix close.
+
+    Attributes:
+      kind: unstructured, block, or n:m.
+      sparsity: the closed fraction.
+      sizes: (R, C) of blocks of R inputs by C outputs; (n, m) of n open of every m inputs.
+    """
+
+    kind: str
+    sparsity: float
+    sizes: tuple[int, int] = (1, 1)
+
+    @property
+    def step(self) -> int:
+        """How many inputs are told apart together."""
+        return {"unstructured": 1, "block": self.sizes[0], "n:m": self.sizes[1]}[self.kind]
+
+
+def lowest(scores: jax.Array, k: jax.Array | int) -> jax.Array:
+    """Booleans: the k lowest scores of each row, the first of equal ones. Works inside jit; no sorting.
+
+    Args:
+      scores: (rows, n) floating; k: () integer, the same for each row.
+    Example:
+      >>> lowest(jnp.array([[3.0, 1.0, 2.0, 1.0]]), 2)
+      Array([[False,  True, False,  True]], dtype=bool)
+    """
+    ranks, k = rank(scores), jnp.asarray(k, jnp.int32)
+
+    def fix(i: jax.Array, level: jax.Array) -> jax.Array:
+        mark = level | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
+        below = jnp.sum(ranks < mark[:, None], axis=1, dtype=jnp.int32)
+        return jnp.where(below < k, mark, level)
+
+    level = jax.lax.fori_loop(0, 32, fix, jnp.zeros(len(scores), jnp.uint32))[:, None]  # the k-th lowest rank
+    below, ties = ranks < level, ranks == level
+    places = k - jnp.sum(below, axis=1, keepdims=True, dtype=jnp.int32)
+    crowded = jnp.any(jnp.sum(ties, axis=1, keepdims=True, dtype=jnp.int32) > places)
+    first = lambda: jnp.cumsum(ties, axis=1, dtype=jnp.int32) <= places  # noqa: E731
+    return below | (ties & jax.lax.cond(crowded, first, lambda: jnp.ones_like(ties)) & (k > 0))
+
+
+def lowest_of_runs(scores: jax.Array, layout: Layout) -> jax.Array:
+    """Booleans: the m - n lowest scores of every m consecutive inputs; scores: (inputs, outputs)."""
+    n, m = layout.sizes
+    runs = scores.reshape(-1, m, scores.shape[1])
+    before = jnp.arange(m)[:, None] < jnp.arange(m)[None, :]
+    one, other = runs[:, None], runs[:, :, None]  # (runs, other, one, outputs)
+    lower = (other < one) | ((other == one) & before[None, :, :, None])
+    return (jnp.sum(lower, axis=1) < m - n).reshape(scores.shape)
+
+
+def lowest_blocks(scores: jax.Array, layout: Layout, k: jax.Array | int) -> jax.Array:
+    """Booleans: the k blocks whose scores sum to the least; scores: (inputs, outputs)."""
+    r, c = layout.sizes
+    inputs, outputs = scores.shape
+    sums = scores.reshape(inputs // r, r, outputs // c, c).sum((1, 3))
+    closed = lowest(sums.reshape(1, -1), k).reshape(sums.shape)
+    return jnp.repeat(jnp.repeat(closed, r, axis=0), c, axis=1)
+
+
+def closed(scores: jax.Array, layout: Layout, per_output: bool = False) -> jax.Array:
+    """Booleans (inputs, outputs): what closes of a whole matrix; per_output: as many of each output."""
+    if layout.kind == "n:m":
+        return lowest_of_runs(scores, layout)
+    if layout.kind == "block":
+        return lowest_blocks(scores, layout, count(layout, *scores.shape))
+    if per_output:
+        return lowest(scores.T, round(layout.sparsity * scores.shape[0])).T
+    return lowest(scores.reshape(1, -1), count(layout, *scores.shape)).reshape(scores.shape)
+
+
+def count(layout: Layout, inputs: int, outputs: int) -> int:
+    """How many weights, or blocks, of so many inputs close."""
+    r, c = layout.sizes if layout.kind == "block" else (1, 1)
+    return round(layout.sparsity * (inputs // r) * (outputs // c))

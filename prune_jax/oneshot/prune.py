@@ -1,0 +1,341 @@
+"""pj.oneshot: a pretrained network pruned from calibration data, layer after layer, without training."""
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prune_jax.graph import graph as graph_lib
+from prune_jax.oneshot import hessian as hessian_lib
+from prune_jax.oneshot import structured, wanda
+from prune_jax.oneshot.masks import Layout
+from prune_jax.oneshot.solver import OneShot
+from prune_jax.oneshot.uses import Piece, Site
+from prune_jax.oneshot.walk import Walk
+from prune_jax.pruning import gates as gates_lib
+from prune_jax.pruning import plan as plan_lib
+from prune_jax.pruning import promotion, trees
+from prune_jax.pruning import structure as structure_lib
+from prune_jax.pruning.method import Method
+from prune_jax.pruning.plan import Rule
+from prune_jax.pruning.structure import Group
+
+Tree = Any
+
+
+class Done(NamedTuple):
+    """A kernel, or a part of one, that has been pruned.
+
+    Attributes:
+      name: of the weight; of a group, where units close.
+      number, total: which it is, from 1, of how many.
+      sparsity: the closed fraction; of its units, where units close.
+      error: the squared error of its outputs over their own square, on the calibration data.
+      seconds, seconds_left: since the start; until the end, as far as can be told.
+    """
+
+    name: str
+    number: int
+    total: int
+    sparsity: float
+    error: float
+    seconds: float
+    seconds_left: float
+
+
+@promotion.usual
+def oneshot(
+    fn: Callable,
+    params: Tree,
+    batches: Iterable[Any],
+    method: OneShot | Method,
+    *,
+    sparsity: float = 0.5,
+    structure: str | Sequence[Group] = "unstructured",
+    target: str = "units",
+    rules: Mapping[str, Rule] | None = None,
+    correct: bool = False,
+    progress: Callable[[Done], None] | bool | None = None,
+) -> tuple[Tree, Tree]:
+    """Prunes a network from a few hundred examples, without training: (params, gates).
+
+    Kernels, of dense layers and convolutions, are pruned in the order in which the function uses them. Each is solved
+    for on the inputs that it gets from those already pruned; kernels that read the same inputs share a Hessian.
+
+    Time: one forward pass of the batches, the sums of x x^T, and the method. A kernel that is used k times, such as a
+    recurrent cell's, also costs a pass from its first use to its last. Memory: the batches' values that are alive at
+    one place of the network, and one Hessian at a time: n^2 float32 for n inputs, a few times that while it is solved
+    for, and as many as a grouped convolution has groups. Sums are float32, whatever the dtype of the network.
+
+    Args:
+      fn: a function of params and inputs, as of pj.trace.
+      params: a pytree of arrays: its kernels may be stacked for a scan, joined, cast, scaled, or sharded.
+      batches: each the inputs of one call, a tuple, or an array where there is one. Their padding counts as input.
+      method: pj.sparsegpt(), pj.wanda(), pj.obs() or pj.magnitude().
+      sparsity: the closed fraction of each kernel; of each group's units, where units close. n:m has its own.
+      structure: unstructured, n:m over consecutive inputs (features, in a convolution), block:RxC, or groups of the
+        network (heads, columns, channels, names, joined by +; auto), or Groups themselves. Units close by second-order
+        cost with the survivors corrected, whatever the method.
+      target: what `sparsity` is of, where units close: "units", of each group; "flops", of the operations of a call
+        with the first batch, which the groups then share so that the errors of what reads them sum to little. That
+        takes a second pass over the batches.
+      rules: pattern -> Rule, as of pj.prune: what stays dense, and kernels with a sparsity or a structure of their own.
+      correct: whether the survivors are solved for once more, by least squares against the dense layer's outputs.
+      progress: called with a Done per kernel; True for a line on the console, None for one if there is a terminal.
+    Returns:
+      params with closed weights at 0 and corrected survivors; gates, a tree like params: booleans per kernel that may
+      close, None elsewhere.
+    Raises:
+      ValueError: nothing to prune, a structure that does not divide a kernel, batches that do not fit, inputs that are
+        not finite, a kernel whose use is not supported.
+    Example:
+      >>> import prune_jax as pj
+      >>> def net(p, x):
+      ...     return jax.nn.relu(x @ p["a"]) @ p["b"]
+      >>> keys = jax.random.split(jax.random.key(0), 3)
+      >>> params = {"a": jax.random.normal(keys[0], (4, 8)), "b": jax.random.normal(keys[1], (8, 2))}
+      >>> batches = [jax.random.normal(keys[2], (32, 4))]
+      >>> params, gates = pj.oneshot(net, params, batches, pj.sparsegpt(), sparsity=0.75)
+      >>> pj.layer_sparsity(gates)
+      {'a': 0.75, 'b': 0.75}
+    """
+    method = _as_oneshot(method)
+    if correct and method.rounds:
+        raise ValueError(f"correct is True; allowed with a {method.name} that rounds: False, for it leaves the grid")
+    if not 0 <= sparsity <= 1:
+        raise ValueError(f"sparsity is {sparsity!r}; allowed: 0 to 1")
+    if target not in ("units", "flops"):
+        raise ValueError(f"target is {target!r}; allowed: units, flops")
+    usual = structure_lib.parse(structure if isinstance(structure, str) else "groups")
+    if target == "flops" and usual.kind != "groups":
+        raise ValueError(f"target is 'flops'; allowed with structure={structure!r}: units")
+    batches = list(batches)
+    layouts = _layouts(params, method, usual, sparsity, dict(rules or {}))
+    walk = Walk(fn, params, batches, lambda name: name in layouts)
+    if not walk.sites:
+        raise ValueError(
+            "there is nothing to prune: the network has no linear layer and no convolution that the rules do not keep; "
+            f"its weights are {', '.join(list(trees.by_name(params))[:8]) or 'none'}"
+        )
+    job = _Job(walk, params, method, layouts, correct, _progress(progress))
+    if usual.kind != "groups":
+        return job.close_weights()
+    kept = {name for name, rule in plan_lib.assigned(params, dict(rules or {})).items() if rule.keep}
+    graph = graph_lib.trace(fn, params, *walk.example)
+    groups = structure_lib.chosen(usual, tuple(graph.groups.values())) if isinstance(structure, str) else structure
+    found = structured.readings(graph, groups, usual.text != "auto", walk.sites, kept, job.starts)
+    if target == "units":
+        counts = {at: min(round(sparsity * r.group.size), r.group.size - 1) for at, r in found.items()}
+    else:
+        rehearsal = _Job(Walk(fn, params, batches, lambda name: name in layouts), params, method, layouts, False, _mute)
+        counts = structured.share(graph, params, found, rehearsal.curves(found), sparsity)
+    return job.close_groups(found, counts)
+
+
+def _as_oneshot(method: Any) -> OneShot:
+    if isinstance(method, OneShot):
+        return method
+    if isinstance(method, Method) and method.name == "magnitude":
+        return wanda.magnitude()
+    name = getattr(method, "name", repr(method))
+    raise ValueError(
+        f"{name} learns while a network trains; allowed: pj.sparsegpt(), pj.wanda(), pj.obs(), pj.magnitude()"
+    )
+
+
+def _layouts(params: Tree, method: OneShot, usual: Any, sparsity: float, rules: dict[str, Rule]) -> dict[str, Layout]:
+    """name -> how it closes, of the weights that may."""
+    own = plan_lib.assigned(params, rules)
+    layouts = {}
+    for name, leaf in trees.by_name(params).items():
+        rule = own.get(name)
+        if (rule is None and not gates_lib.is_kernel(name, leaf)) or (rule is not None and rule.keep):
+            continue
+        form = structure_lib.parse(rule.structure) if rule is not None and rule.structure else usual
+        share = sparsity if rule is None or rule.sparsity is None else rule.sparsity
+        if form.kind == "groups" and rule is not None and rule.structure:
+            raise ValueError(f"a rule's structure is {form.text!r}; allowed: unstructured, block:RxC, n:m")
+        if form.kind in ("encoder", "unstructured", "groups"):
+            layouts[name] = Layout("unstructured", share)
+        else:
+            n, m = form.sizes
+            layouts[name] = Layout(form.kind, share if form.kind == "block" else 1 - n / m, form.sizes)
+        if layouts[name].kind not in method.kinds and form.kind != "groups":
+            raise ValueError(f"structure is {form.text!r}; allowed with {method.name}: {', '.join(method.kinds)}")
+    return layouts
+
+
+class _Job:
+    """One run over the sites of a network."""
+
+    def __init__(
+        self, walk: Walk, params: Tree, method: OneShot, layouts: dict[str, Layout], correct: bool, tell: Callable
+    ) -> None:
+        self._walk, self._params, self._method = walk, params, method
+        self._layouts, self._correct, self._tell = layouts, correct, tell
+        leaves = trees.by_name(params)
+        self._names = list(leaves)
+        self.starts = np.concatenate([[0], np.cumsum([np.size(leaf) for leaf in leaves.values()], dtype=np.int64)])
+        self._open: dict[str, np.ndarray] = {}
+        self._begun = time.monotonic()
+
+    def close_weights(self) -> tuple[Tree, Tree]:
+        """All kernels by the method."""
+        for site in self._walk.sites:
+            for piece in site.pieces:
+                self._check(piece)
+        total, number = sum(len(site.pieces) for site in self._walk.sites), 0
+        for at, site in enumerate(self._walk.sites):
+            factors = self._factors(at, site)
+            for piece in site.pieces:
+                weights = self._read(piece)
+                solve = _solver(self._method.solve, self._layouts[piece.name], self._correct)
+                new, opened, error = solve(weights, factors)
+                opened = np.asarray(opened)
+                self._write(piece, np.asarray(new), opened)
+                number += 1
+                share, lost = 1 - float(opened.mean()), float(jnp.mean(error))
+                self._report(piece.name, number, total, share, lost, number)
+        gates = gates_lib.open_gates(self._params, lambda name, leaf: name in self._open, self._open.get)
+        return self._result(), gates
+
+    def curves(self, found: dict[int, structured.Reading]) -> dict[int, np.ndarray]:
+        """Number of a site -> (units,) the error of its outputs once 0, 1, ... units of its group are closed.
+
+        Nothing is closed: each is that of a group alone.
+        """
+        curves = {}
+        for at in sorted(found):
+            _, pieces, units = found[at]
+            factors = jax.tree.map(lambda x: x[0], self._factors(at, self._walk.sites[at]))
+            dense = jnp.concatenate([self._read(piece)[0] for piece in pieces], axis=1)
+            curves[at] = structured.curve(dense, factors, units, found[at].group.size)
+        return curves
+
+    def close_groups(self, found: dict[int, structured.Reading], counts: dict[int, int]) -> tuple[Tree, Tree]:
+        """Units of groups, each where it is read: so many as `counts` says of its site."""
+        sites = self._walk.sites
+        closed: list[tuple[Group, np.ndarray]] = []
+        for number, at in enumerate(sorted(found), 1):
+            group, pieces, units = found[at]
+            factors = jax.tree.map(lambda x: x[0], self._factors(at, sites[at]))
+            weights = [self._read(piece)[0] for piece in pieces]
+            dense = jnp.concatenate(weights, axis=1)
+            k = counts[at]
+            new, opened = structured.remove(dense, factors, units, group.size, k)
+            closed.append((group, ~np.asarray(opened)))
+            error = float(hessian_lib.error(factors, dense, new))
+            parts = np.split(np.asarray(new), np.cumsum([w.shape[1] for w in weights])[:-1], axis=1)
+            for piece, part in zip(pieces, parts, strict=True):
+                left = np.broadcast_to((part != 0).any(1)[:, None], part.shape)
+                self._write(piece, part[None], left[None])
+            self._report(group.name, number, len(found), k / group.size, error, number)
+        own: dict[str, np.ndarray] = {}
+        shapes = {name: np.shape(leaf) for name, leaf in trees.by_name(self._params).items()}
+        for group, gone in closed:
+            for member in group.members:
+                gate = own.setdefault(member.name, np.ones(shapes[member.name], bool))
+                along = np.where(member.units >= 0, gone[member.units], False)
+                gate &= ~along.reshape([-1 if i == member.axis else 1 for i in range(gate.ndim)])
+        gates = gates_lib.open_gates(self._params, lambda name, leaf: name in own, own.get)
+        return gates_lib.masked(self._result(), gates), gates
+
+    def _factors(self, at: int, site: Site) -> hessian_lib.Factors:
+        """The factors of a site's Hessians, each with a leading axis."""
+        factors = _factored(self._walk.moments(at), self._method.dampening)
+        if not np.isfinite(np.asarray(factors.damp)).all():
+            raise ValueError(f"the Hessian of {site.pieces[0].name} is singular at every dampening that was tried")
+        return factors
+
+    def _check(self, piece: Piece) -> None:
+        layout, (_, outputs, inputs) = self._layouts[piece.name], piece.entries.shape
+        r, c = layout.sizes
+        if layout.kind == "n:m" and piece.run % c:
+            raise ValueError(f"{piece.name}: {r}:{c} does not divide its {piece.run} inputs")
+        if layout.kind == "block" and (inputs % r or outputs % c):
+            raise ValueError(f"{piece.name}: block:{r}x{c} does not divide its {inputs} inputs by {outputs} outputs")
+        if 0 < self._method.most_inputs < inputs:
+            raise ValueError(
+                f"{piece.name} has {inputs} inputs; allowed with {self._method.name}: {self._method.most_inputs}, or "
+                "more with most_inputs=, whose cube the time grows with"
+            )
+
+    def _read(self, piece: Piece) -> jax.Array:
+        """(batch, inputs, outputs) float32: the weights as the function contracts with them."""
+        values = np.empty(piece.entries.shape, np.float32)
+        for owner, here in self._places(piece):
+            values[here] = np.asarray(self._walk.weight(owner)).reshape(-1)[piece.entries[here] - self.starts[owner]]
+        return jnp.asarray((values if piece.scale is None else values * piece.scale).transpose(0, 2, 1))
+
+    def _places(self, piece: Piece) -> Iterator[tuple[int, Any]]:
+        """(the number of a weight, where in the piece its entries stand) of each weight that a piece is of."""
+        for owner in piece.owners:
+            own = (piece.entries >= self.starts[owner]) & (piece.entries < self.starts[owner + 1])
+            yield owner, slice(None) if len(piece.owners) == 1 else own
+
+    def _write(self, piece: Piece, new: np.ndarray, opened: np.ndarray) -> None:
+        """Puts weights (batch, inputs, outputs) and what is open of them back where they came from."""
+        values, gate = new.transpose(0, 2, 1), opened.transpose(0, 2, 1)
+        if piece.scale is not None:
+            there = piece.scale != 0
+            values, gate = np.where(there, values / np.where(there, piece.scale, 1), 0), gate & there
+        for owner, here in self._places(piece):
+            leaf, places = self._walk.weight(owner), piece.entries[here] - self.starts[owner]
+            flat = np.array(leaf).reshape(-1)
+            flat[places] = values[here].astype(flat.dtype)
+            whole = flat.reshape(np.shape(leaf))
+            self._walk.set(owner, jax.device_put(whole, leaf.sharding) if isinstance(leaf, jax.Array) else whole)
+            self._open.setdefault(self._names[owner], np.ones(whole.shape, bool)).reshape(-1)[places] = gate[here]
+
+    def _result(self) -> Tree:
+        leaves = [self._walk.weight(i) for i in range(len(self._names))]
+        return jax.tree.unflatten(jax.tree.structure(self._params), leaves)
+
+    def _report(self, name: str, number: int, total: int, sparsity: float, error: float, done: int) -> None:
+        passed = time.monotonic() - self._begun
+        self._tell(Done(name, number, total, sparsity, error, passed, passed / done * (total - done)))
+
+
+@functools.lru_cache(maxsize=64)
+def _solver(solve: Callable, layout: Layout, correct: bool) -> Callable:
+    """A compiled function of batches of weights and factors: (new weights, what is open, errors)."""
+
+    def one(given: tuple[jax.Array, hessian_lib.Factors]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        weights, factors = given
+        new, opened = solve(weights, factors, layout)
+        if correct:
+            new = hessian_lib.corrected(factors.hessian, weights, opened)
+        new = jnp.where(opened, new, 0)
+        return new, opened, hessian_lib.error(factors, weights, new)
+
+    return jax.jit(lambda weights, factors: jax.lax.map(one, (weights, factors)))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _factored(moments: jax.Array, dampening: float) -> hessian_lib.Factors:
+    return jax.lax.map(lambda one: hessian_lib.factors(one, dampening), moments)
+
+
+def _progress(progress: Any) -> Callable[[Done], None]:
+    if callable(progress):
+        return progress
+    if progress or (progress is None and sys.stderr.isatty()):
+        return _line
+    return _mute
+
+
+def _mute(done: Done) -> None:
+    """Tells nothing."""
+
+
+def _line(done: Done) -> None:
+    """A line on the console that the next one takes the place of."""
+    left = time.strftime("%H:%M:%S" if done.seconds_left >= 3600 else "%M:%S", time.gmtime(done.seconds_left))
+    text = f"{done.number}/{done.total} {done.name}: {done.sparsity:.1%} closed, error {done.error:.2e}, {left} left"
+    end = "\n" if done.number == done.total or not sys.stderr.isatty() else ""
+    print(f"\r\x1b[K{text}" if sys.stderr.isatty() else text, end=end, file=sys.stderr, flush=True)

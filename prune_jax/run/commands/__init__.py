@@ -1,0 +1,1 @@
+"""The commands that work on finished runs: evaluate, export, compress, decompress, compare."""

@@ -1,0 +1,81 @@
+"""Whether an earlier run goes on under a changed config: more epochs, and data that has moved.
+
+Anything else that can change a result makes another run.
+"""
+
+import csv
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from prune_jax import config as config_lib
+from prune_jax.config.schedules import sparsity_schedule
+from prune_jax.files import read_json, write_json
+
+# Keys that say where data lies. Another value is the same data where the examples are.
+_PLACES = ("data.source", "data.dir", "data.train", "data.eval", "data.hub_name", "data.hub_config", "data.tokenizer")
+_FILE = "data.json"
+
+
+def fingerprint(dataset) -> str:
+    """A hash of a data set's examples: tokens or pixels, labels, weights, their order and their splits."""
+    digest = hashlib.sha256()
+    for name, split in (("train", dataset.train), *dataset.evals.items()):
+        for field, value in zip(split._fields, tuple(split), strict=True):
+            array = np.ascontiguousarray(value if value is not None else ())
+            digest.update(f"{name} {field} {array.dtype} {array.shape}".encode())
+            digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def note_data(workdir: Path, data: str) -> None:
+    """Keeps the fingerprint of a run's data in its folder."""
+    write_json(workdir / _FILE, {"sha256": data})
+
+
+def without_moved_data(workdir: Path, differing: Sequence[str], data: str) -> list[str]:
+    """The keys that differ, without those that say where the same data lies."""
+    path = workdir / _FILE
+    moved = set(differing) & set(_PLACES)
+    if moved and data and path.is_file() and read_json(path).get("sha256") == data:
+        return [key for key in differing if key not in moved]
+    return list(differing)
+
+
+def _epochs_done(workdir: Path) -> int:
+    try:
+        with open(workdir / "metrics.csv", encoding="utf-8", newline="") as file:
+            return max((int(row["epoch"]) for row in csv.DictReader(file)), default=0)
+    except (OSError, KeyError, TypeError, ValueError):
+        return 0
+
+
+def why_not_longer(workdir: Path, earlier: dict, given: dict) -> str:
+    """Why the run in `workdir` cannot go on to another number of epochs; "" where it can.
+
+    It can where nothing that the epochs so far have done depends on their number: constant rates whose warm-up is over
+    in the longer run, too, and the same targets of pruning. The warm-up stays that of the shorter run.
+
+    Args:
+      earlier, given: the run's config and the new one, as JSON, which differ in train.epochs.
+    """
+    old, new = (config_lib.completed(config_lib.from_json(config)) for config in (earlier, given))
+    done, epochs = _epochs_done(workdir), new.train.epochs
+    if epochs <= done:
+        return f"it has done {done} epochs already"
+    if old.train.lr_schedule != "constant":
+        return f"its {old.train.lr_schedule} rates fall towards the end of {old.train.epochs} epochs"
+    if old.train.warmup_fraction * epochs > done:
+        return f"the warm-up of {epochs} epochs is longer than the {done} that it has done"
+    if old.pruning.method == "sws" and old.sws.tau_anneal:
+        return "config.sws.tau_anneal refers to all epochs"
+    if (workdir / "checkpoints" / "quantised").exists():
+        return "its network is quantised"
+    if any(config.pruning.sparsity_steps is None for config in (old, new)):
+        return "its schedule is not known"
+    ours, theirs = sparsity_schedule(new), sparsity_schedule(old)
+    if any(ours(epoch) != theirs(epoch) for epoch in range(min(done + 1, old.train.epochs) + 1)):
+        return "the targets of the epochs that it has done would be others"
+    return ""

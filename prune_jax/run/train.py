@@ -1,0 +1,562 @@
+"""One run: data in, a pruned network and its measurements out.
+
+Everything the run does is a function of its config: the data order, dropout, sampling and ties all follow from
+`train.seed` and the step, so a run that is stopped and resumed ends with the numbers of an undisturbed one.
+"""
+
+import contextlib
+import functools
+import itertools
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from prune_jax import config as config_lib
+from prune_jax import files, methods, models, report
+from prune_jax.config import schedules
+from prune_jax.data import batching
+from prune_jax.errors import Collapsed, Diverged, Stopped, UserError
+from prune_jax.models import units
+from prune_jax.pruning import gates as gates_lib
+from prune_jax.pruning.method import Method
+from prune_jax.run import checkpoint, continuing, distill, evaluate, fitting, initial, inputs, oneshot, optim, telling
+from prune_jax.run import cost as cost_lib
+from prune_jax.run import state as state_lib
+from prune_jax.run import workdir as workdir_lib
+
+
+@contextlib.contextmanager
+def _stop_requests():
+    """Yields a list that receives the first SIGINT or SIGTERM; a second signal acts as it would without us."""
+    received: list[int] = []
+    previous = {}
+
+    def restore():
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def note(number, frame):
+        received.append(number)
+        restore()
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        restore()
+
+
+@contextlib.contextmanager
+def _closing(resource):
+    """Closes what it is given, but not after a second Ctrl-C: closing waits for a save that nobody may finish."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        resource.close()
+        raise
+    resource.close()
+
+
+def _shardings(batch_size: int, parts: int) -> tuple[NamedSharding, NamedSharding]:
+    """(replicated, split by rows) over all devices."""
+    devices = jax.devices()
+    if batch_size % (len(devices) * parts):
+        by = f" and config.train.accumulate={parts}" if parts > 1 else ""
+        raise UserError(
+            f"config.train.batch_size is {batch_size}; on {len(devices)} devices{by} it must be a multiple of "
+            f"{len(devices) * parts}"
+        )
+    mesh = Mesh(np.array(devices), ("data",))
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+
+
+def _better(sparsity: float, metric: float, best: dict | None, name: str) -> bool:
+    """A run is judged at the greatest sparsity it reached; among epochs at that sparsity the metric decides."""
+    if best is None or sparsity != best["sparsity"]:
+        return best is None or sparsity > best["sparsity"]
+    return config_lib.better(name, metric, best["metric"])
+
+
+_START = {
+    "epoch": 0,  # epochs completed
+    "batch": 0,  # steps taken in the epoch that is under way
+    "loss_sum": 0.0,  # of those steps' losses
+    "epoch_seconds": 0.0,  # spent on them
+    "seconds": 0.0,  # spent on the completed epochs
+    "best": None,
+    "dense_metric": None,
+    "final": None,  # the last epoch's row of metrics.csv
+    "stale": 0,  # epochs at the last sparsity since the best of them
+    "oneshot": None,  # the entry of the summary of a network that was pruned before its training
+}
+
+
+_MEASURED = (("best", "metric"), ("final", "eval_metric"))  # of progress
+
+
+class _Loop:
+    """A run under way: what stays fixed as attributes, what moves as `state` (arrays) and `progress` (JSON)."""
+
+    def __init__(self, config, dataset, network, start, workdir: Path, console, resuming, shardings, teacher=None):
+        self.config, self.dataset, self.workdir, self.console = config, dataset, workdir, console
+        self.replicated, self.rows = replicated, _ = shardings
+        self.schedule = schedules.sparsity_schedule(config)
+        model, self.method, self.plan = network
+        self.model = model
+        self.steps_per_epoch = batching.num_train_batches(dataset.train, config.train.batch_size)
+        cfg, all_steps = config.train, config.train.epochs * self.steps_per_epoch
+        num_steps = min(all_steps, cfg.max_steps or all_steps)
+        self.shapes: set[tuple[int, ...]] = set()  # of the batches for which the step has been compiled
+        self.num_steps, self.epochs = num_steps, -(-num_steps // self.steps_per_epoch)
+
+        method, plan = self.method, self.plan
+        optimizer = optim.create(cfg.weight_decay, cfg.clip_norm, tuple(method.rates), method.plain)
+        init = functools.partial(state_lib.init_state, model, method, optimizer, plan)
+        key = jax.random.key(cfg.seed)
+        shapes = jax.eval_shape(init, key)
+        for line in telling.describe(config, dataset, self.schedule, self.steps_per_epoch, self.epochs):
+            console.log(line)
+        for line in telling.parameter_overview(shapes.params, shapes.gates):
+            console.log(line)
+
+        self.checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
+        if resuming:
+            abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), shapes)
+            self.state, self.progress = self.checkpoints.restore_last(abstract)
+            self.progress = _START | self.progress  # a run of an earlier version may lack an entry
+            console.log(f"resuming after {self.progress['epoch']} epochs and {self.progress['batch']} steps")
+        else:
+            self.state, self.progress = jax.jit(init, out_shardings=replicated)(key), dict(_START)
+            if start is not None:
+                params, gates = jax.device_put(start.into(self.state.params, self.state.gates), replicated)
+                self.state = self.state.replace(params=params, gates=gates)
+                console.log(start.line)
+        resume_epoch = self.progress["epoch"] if resuming else None
+        saved = config_lib.leaves(config_lib.to_json(config))
+        info = report.RunInfo(config.report.project, config.report.mlflow_uri, saved)
+        self.writer = report.MetricsWriter(workdir, resume_epoch, config.report.sinks, info)
+        for line in self.writer.lost:
+            console.log(f"warning: {line}")
+
+        loss = distill.training_loss(config.distill, teacher, cfg.label_smoothing) if teacher else None
+        step = state_lib.make_train_step(model, method, optimizer, plan, loss, cfg.accumulate, cfg.label_smoothing)
+        self.train_step = jax.jit(step, donate_argnums=0)
+        prune_step = state_lib.make_prune_step(method, plan)
+        self.prune_step = jax.jit(prune_step, out_shardings=replicated)
+        self.end_period = jax.jit(method.end_period, out_shardings=replicated) if method.end_period else None
+        in_step = teacher is not None and distill.is_asked(config.distill, model)
+        self.teacher = jax.device_put(teacher.variables, replicated) if in_step else None
+        self.eval_step = jax.jit(state_lib.make_eval_step(model))
+        run = {"num_examples": len(dataset.train), "num_steps": num_steps}
+        self.hyper = {name: np.float32(value) for name, value in {**self.method.hyper, **run}.items()}
+        self.rate = schedules.learning_rate(config, all_steps)
+        self.sparsity = gates_lib.sparsity(self.state.gates)
+        if not resuming:
+            self.record("0", self.state.params, self.state.gates)
+
+    def record(self, name: str, params, gates) -> None:
+        """Keeps what the method wants to be drawn of a network: an epoch's, by its number, or the quantised one."""
+        if self.method.record is not None:
+            report.write_record(self.workdir, name, self.method.record(params, gates, self.state.method["trainable"]))
+
+    def rates(self, step: int) -> dict[str, np.float32]:
+        """The learning rates of a step, by label; a method's rates follow the same schedule as the weights' own."""
+        rate = self.rate(step)
+        factor = rate / self.config.train.learning_rate
+        return {optim.WEIGHTS: np.float32(rate)} | {k: np.float32(v * factor) for k, v in self.method.rates.items()}
+
+    def pruned(self, target: float, exact: bool) -> tuple[state_lib.TrainState, bool]:
+        """(the state with its gates brought to the target, whether any gate moved)."""
+        if target == 0:
+            return self.state, False
+        changes, moved = self.prune_step(self.state, np.float32(target), np.bool_(exact))
+        return self.state.replace(**changes), bool(moved)
+
+    def become(self, state: state_lib.TrainState) -> None:
+        """Goes on with a pruned state."""
+        self.state, self.sparsity = state, gates_lib.sparsity(state.gates)
+
+    def save(self) -> None:
+        self.checkpoints.save_last(int(self.state.step), self.state, self.progress)
+
+    def stop(self, signal_number: int) -> None:
+        self.checkpoints.wait()
+        raise Stopped(
+            f"stopped by {signal.Signals(signal_number).name} after step {int(self.state.step)}; the state is saved in "
+            f"{self.workdir / 'checkpoints'}, and the same command resumes the run",
+            exit_code=128 + signal_number,
+        )
+
+    def settle(self, pending, bar) -> None:
+        """Reads a step's loss once the next step is under way, so that the device never waits for the host."""
+        if pending is None:
+            return
+        step, loss = pending[0], float(pending[1])
+        if not math.isfinite(loss):
+            rate = self.config.train.learning_rate
+            raise Diverged(
+                f"the training loss is {loss} at step {step}; the last good checkpoint is kept in "
+                f"{self.workdir / 'checkpoints'}. A smaller config.train.learning_rate usually helps (it is {rate:g})"
+            )
+        self.progress["loss_sum"] += loss
+        bar.update(loss=loss, sparsity=self.sparsity)
+
+    def steps_of(self, epoch: int) -> int:
+        """The steps of an epoch, counted from 0; config.train.max_steps cuts the last one."""
+        return min(self.steps_per_epoch, self.num_steps - epoch * self.steps_per_epoch)
+
+    def over(self) -> bool:
+        """Whether all epochs are done, or config.train.patience is at its end."""
+        patience = self.config.train.patience
+        return self.progress["epoch"] >= self.epochs or bool(patience and self.progress["stale"] >= patience)
+
+    def tell_compiling(self, batch) -> None:
+        """Says that a step of another shape is about to be compiled, which may take a minute."""
+        shape = next(iter(batch.values())).shape
+        if shape not in self.shapes:
+            self.shapes.add(shape)
+            self.console.log(f"compiling the training step for batches of {' x '.join(map(str, shape))}")
+
+    def prune_at_once(self) -> None:
+        """Prunes without training, before the first step: config.oneshot. It starts anew if it is cut short."""
+        state, config, name = self.state, self.config, self.dataset.task.metrics[0]
+        start, before = time.perf_counter(), self.evaluate(self.state.params, self.state.gates)["eval_metric"]
+        params, gates, entry = oneshot.prune(config, self.model, self.plan, state, self.dataset, self.console.log)
+        network = jax.device_put({"params": params, "gates": gates}, self.replicated)
+        sparsity = self.sparsity
+        self.become(state.replace(**network))
+        measured = self.evaluate(self.state.params, self.state.gates)
+        entry |= {"metric_before": before, "metric_after": measured["eval_metric"]}
+        files.write_json(self.workdir / "oneshot.json", entry)
+        self.progress["oneshot"] = {key: value for key, value in entry.items() if key != "layers"}
+        if sparsity == 0:
+            self.progress["dense_metric"] = before
+        self.console.log(
+            f"one shot  {config.oneshot.method}: {name} {before:.4f} -> {measured['eval_metric']:.4f} at "
+            f"{100 * self.sparsity:.2f}% sparsity, {entry['seconds']:.1f} s"
+        )
+        if config.train.epochs == 0 or config.pruning.method in methods.ONESHOT:
+            row = {
+                "epoch": 0,
+                "step": 0,
+                "train_loss": math.nan,
+                **measured,
+                "sparsity": self.sparsity,
+                "target_sparsity": self.schedule(0) if config.pruning.method in methods.ONESHOT else self.sparsity,
+                "seconds": time.perf_counter() - start,
+                "metric_before_pruning": before,
+                "sparsity_before_pruning": sparsity,
+            }
+            best = {"epoch": 0, "sparsity": self.sparsity, "metric": row["eval_metric"]}
+            self.progress |= {"best": best, "final": row, "seconds": row["seconds"]}
+            self.writer.write(row)
+            self.writer.write_layers(0, gates_lib.layer_sparsity(self.state.gates))
+            self.checkpoints.save_best(0, self.state, self.progress)
+        self.save()
+
+    def train_epoch(self, stop_requests: list[int]) -> None:
+        """The steps of an epoch that are still to be taken."""
+        config, data, progress, epoch = self.config, self.dataset, self.progress, self.progress["epoch"]
+        every, extra = self.method.every, config.train.checkpoint_every
+        before, target = self.schedule(epoch), self.schedule(epoch + 1)
+        start = time.perf_counter() - progress["epoch_seconds"]
+        batches = batching.train_batches(
+            data.train, config.train.batch_size, data.buckets, config.train.seed, epoch, progress["batch"]
+        )
+        title, steps = f"epoch {epoch + 1}/{self.epochs}", self.steps_of(epoch)
+        after = self.num_steps - epoch * self.steps_per_epoch - steps
+        with self.console.bar(title, steps, progress["batch"], after) as bar:
+            pending = None
+            for batch in itertools.islice(batches, steps - progress["batch"]):
+                step = epoch * self.steps_per_epoch + progress["batch"]
+                self.tell_compiling(batch)
+                batch = jax.device_put(batch, self.rows)
+                self.state, loss = self.train_step(self.state, batch, self.rates(step), self.hyper, self.teacher)
+                step += 1
+                progress["batch"] += 1
+                self.settle(pending, bar)
+                pending = (step, loss)
+                if every and step % every == 0:
+                    now = before + (target - before) * progress["batch"] / self.steps_per_epoch
+                    self.become(self.pruned(now, exact=False)[0])
+                unfinished = progress["batch"] < steps  # else finish_epoch saves this step
+                if unfinished and (stop_requests or (extra and step % extra == 0)):
+                    self.settle(pending, bar)
+                    pending = None
+                    progress["epoch_seconds"] = time.perf_counter() - start
+                    self.save()
+                    if stop_requests:
+                        self.stop(stop_requests[0])
+            self.settle(pending, bar)
+        progress["epoch_seconds"] = time.perf_counter() - start
+
+    def evaluate(self, params, gates) -> dict[str, float]:
+        eval_step = functools.partial(self.eval_step, params, gates)
+        return evaluate.dataset_columns(eval_step, self.dataset, self.config.train.eval_batch_size, self.rows)
+
+    def finish_epoch(self) -> None:
+        """The method's report, pruning to the epoch's target, evaluation, the row, the checkpoints."""
+        progress, start = self.progress, time.perf_counter()
+        target = self.schedule(progress["epoch"] + 1)
+        own = self.state.method["state"]
+        if self.end_period:
+            own = self.end_period(own)
+        own, columns, lines = self.method.end_epoch(self.state.gates, own, self.plan)
+        self.state = self.state.replace(method={**self.state.method, "state": own})
+        sparsity_before, before = self.sparsity, None
+        pruned, moved = self.pruned(target, exact=True)
+        if moved:
+            before = self.evaluate(self.state.params, self.state.gates)["eval_metric"]
+            self.become(pruned)
+        measured = self.evaluate(self.state.params, self.state.gates)
+        if before is None:
+            before = measured["eval_metric"]
+        row = {
+            "epoch": progress["epoch"] + 1,
+            "step": int(self.state.step),
+            "train_loss": progress["loss_sum"] / self.steps_of(progress["epoch"]),
+            **measured,
+            "sparsity": self.sparsity,
+            "target_sparsity": target,
+            "seconds": progress["epoch_seconds"] + time.perf_counter() - start,
+            "metric_before_pruning": before,
+            "sparsity_before_pruning": sparsity_before,
+            **columns,
+        }
+        metric, name = row["eval_metric"], self.dataset.task.metrics[0]
+        if self.sparsity == 0:
+            dense = progress["dense_metric"]
+            progress["dense_metric"] = metric if dense is None or config_lib.better(name, metric, dense) else dense
+        better = _better(self.sparsity, metric, progress["best"], name)
+        if better:
+            progress["best"] = {"epoch": row["epoch"], "sparsity": self.sparsity, "metric": metric}
+        progress["stale"] = 0 if better or target != self.schedule(self.epochs) else progress["stale"] + 1
+        progress |= {"epoch": row["epoch"], "batch": 0, "loss_sum": 0.0, "epoch_seconds": 0.0, "final": row}
+        progress["seconds"] += row["seconds"]
+        self.writer.write(row)
+        self.writer.write_layers(row["epoch"], gates_lib.layer_sparsity(self.state.gates))
+        self.record(str(row["epoch"]), self.state.params, self.state.gates)
+        self.save()
+        if better:
+            self.checkpoints.save_best(row["step"], self.state, progress)
+        for line in (telling.epoch_line(row, name, self.epochs, moved), *lines):
+            self.console.log(line)
+
+    def finish_run(self) -> dict:
+        """What the method makes of the trained network, evaluated and saved; entries for the summary."""
+        if self.method.end_run is None:
+            return {}
+        state, final = self.state, self.progress["final"]
+        params, gates, entries, lines = self.method.end_run(
+            state.params, state.gates, state.method["trainable"], state.method["state"]
+        )
+        network = jax.device_put({"params": params, "gates": gates}, self.replicated)
+        measured = self.evaluate(network["params"], network["gates"])
+        self.check_alive(gates_lib.sparsity(gates), measured["eval_metric"], lines)
+        self.checkpoints.save_quantised(int(state.step), network, self.progress)
+        self.record("quantised", network["params"], network["gates"])
+        name, before, after = self.dataset.task.metrics[0], final["eval_metric"], measured["eval_metric"]
+        for line in (*lines, f"quantised  {name} {after:.4f} (before {before:.4f})"):
+            self.console.log(line)
+        return {
+            "sparsity": gates_lib.sparsity(gates),
+            "layer_sparsity": gates_lib.layer_sparsity(gates),
+            "final_metric": after,
+            "metric_before_quantising": before,
+            **entries,
+        }
+
+    def check_alive(self, sparsity: float, metric: float, lines: list[str]) -> None:
+        """Raises Collapsed where the network that the method has made knows nothing, though the trained one did."""
+        task, split = self.dataset.task, next(iter(self.dataset.evals.values()))
+        level, error = evaluate.chance(task, split.labels)
+        best = config_lib.best(task.metrics[0], (self.progress[a][b] for a, b in _MEASURED))
+        lost = best > level + 3 * error and metric <= level + 2 * error
+        if sparsity < 1 and not lost:
+            return
+        for line in lines:
+            self.console.log(line)
+        self.checkpoints.wait()
+        name = task.metrics[0]
+        what = "no weight is left" if sparsity == 1 else f"{name} {metric:.4f}, where a constant answer has {level:.4f}"
+        raise Collapsed(
+            f"the network collapsed in quantising: {what} (the trained network had {best:.4f}). A smaller "
+            f"config.{self.config.pruning.method}.tau or fewer epochs usually help; no summary was written"
+        )
+
+    def cost(self) -> dict:
+        """The entry `cost` of the summary of a run whose units close whole."""
+        if not any(part.groups for part in self.plan.parts):
+            return {}
+        cost = cost_lib.measure(self.model, self.state.params, self.state.gates, self.dataset.buckets[-1])
+        for line in cost_lib.lines(cost):
+            self.console.log(line)
+        return {"cost": cost}
+
+    def run(self) -> dict:
+        with (
+            _closing(self.checkpoints),
+            _closing(self.writer),
+            _stop_requests() as stop_requests,
+        ):
+            if self.config.oneshot.method and self.progress["oneshot"] is None:
+                self.prune_at_once()
+            while not self.over():
+                self.train_epoch(stop_requests)
+                self.finish_epoch()
+                if stop_requests and not self.over():
+                    self.stop(stop_requests[0])
+            if self.progress["epoch"] < self.epochs:
+                best = self.progress["best"]["epoch"]
+                self.console.log(f"stopped early: no better {self.dataset.task.metrics[0]} since epoch {best}")
+            summary = _summary(self.config, self.dataset, self.state, self.progress) | self.finish_run() | self.cost()
+            if self.progress["oneshot"]:
+                summary["oneshot"] = self.progress["oneshot"]
+            report.draw(self.workdir, summary)
+            self.checkpoints.wait()
+            for problem in self.writer.close():
+                self.console.log(f"note      {problem}")
+            files.write_json(self.workdir / "summary.json", summary)  # last: it marks the run as finished
+        return summary
+
+
+def train_and_evaluate(config, workdir, method_of: Callable[..., Method] = methods.from_config) -> dict:
+    """Runs, or resumes, the experiment of `config` in `workdir`.
+
+    Args:
+      config: a ConfigDict in the form of configs/common.py; resolved here.
+      workdir: a folder. An unfinished run of the same config in it is resumed, any other run is zipped first.
+      method_of: (resolved config) -> the method; by default the registered one that the config names.
+    Returns:
+      The summary that workdir/summary.json holds.
+    Raises:
+      UserError: a mistake in the config or the data, before anything is written.
+      Stopped: the loss became NaN, a signal asked for a stop, or the disk is full; the checkpoints are in order.
+    """
+    config, notes = inputs.resolve(config)
+    inputs.check_apart(config, workdir)
+    console = report.Console()
+    shardings = _shardings(config.train.batch_size, config.train.accumulate)
+    dataset = inputs.load_data(config)
+    label_names = config.data.label_names  # of the user; those that are found are no answer
+    config = inputs.with_found(config, dataset.task)
+    _check_vocabulary(config, dataset)
+    teacher = distill.load(config, dataset, label_names)
+    network = _network(config, dataset, method_of)
+    workdir = Path(workdir)
+    config_json, read = config_lib.to_json(config), continuing.fingerprint(dataset)
+    start = None  # read before anything on disk moves; a pretraining's network is there only later
+    if config.model.init_from and not workdir_lib.resumes(workdir, config_json, read):
+        start = _start(config, dataset, network, label_names)
+    resuming = workdir_lib.prepare(workdir, config_json, console.log, read)
+    with workdir_lib.room(workdir):
+        console.attach(workdir)
+        of_plan = (*telling.coverage(network[-1], config.pruning), *telling.closed_whole(network, config))
+        for note in (*notes, *dataset.notes, *of_plan):
+            console.log(f"note      {note}")
+        if config.pretrain.epochs and not config.model.init_from:
+            config = _pretrained(config, workdir / workdir_lib.PRETRAIN, console)
+        if not resuming:
+            if dataset.tokenizer:
+                dataset.tokenizer.save(workdir / "tokenizer")
+            files.write_json(workdir / "provenance.json", workdir_lib.provenance(str(jax.devices()[0])))
+        if not distill.changes_loss(config.distill):
+            teacher = None
+        if teacher:
+            dataset, line = distill.teach(teacher, config, dataset, shardings[1])
+            console.log(line)
+        if config.model.init_from and start is None and not resuming:
+            start = _start(config, dataset, network, label_names)
+        summary = _Loop(config, dataset, network, start, workdir, console, resuming, shardings, teacher).run()
+        for line in telling.closing_lines(summary, workdir, network[0]):
+            console.log(line)
+        return summary
+
+
+def _network(config, dataset, method_of: Callable[..., Method]) -> tuple:
+    """(the model, the method, the plan) of a resolved config. UserError where they do not fit each other."""
+    model = models.create(config, dataset.task, config.model.vocab_size or dataset.vocab_size)
+    method, structure = method_of(config), config_lib.structure(config)
+    try:
+        gates = units.gate_shapes(model, structure)
+        plan = state_lib.make_plan(model, gates, structure, config.pruning.scope)
+        jax.eval_shape(lambda gates: method.init({}, gates, plan), gates)
+    except ValueError as error:
+        raise UserError(f"config.pruning.structure={structure}: {error}") from error
+    return model, method, plan
+
+
+def _check_vocabulary(config, dataset) -> None:
+    """Checks that the network has a row for each token, and reads the tokens that it was trained on."""
+    rows, tok, source = config.model.vocab_size, dataset.tokenizer, config.model.init_from
+    if tok is None:
+        return
+    if source:
+        fitting.check_tokens(f"config.model.init_from={source!r}", inputs.describe(source)[1], rows, tok)
+    elif rows not in (None, tok.vocab_size):
+        raise UserError(
+            f"config.model.vocab_size is {rows}, but the tokenizer has {tok.vocab_size} tokens ({tok.origin}); "
+            "allowed: as many (leave the key unset to follow it)"
+        )
+
+
+def _start(config, dataset, network, label_names) -> initial.Start:
+    cfg, model = config.model, network[0]
+    what, structure = f"config.model.init_from={cfg.init_from!r}", config_lib.structure(config)
+
+    def order(params):
+        return fitting.class_order(what, model, params, dataset, config.train.eval_batch_size, label_names)
+
+    labels = dataset.task.labels
+    return initial.start(cfg.init_from, cfg.init_checkpoint, model, labels, structure, cfg.keep_zeros, order)
+
+
+def _pretrained(config, workdir: Path, console):
+    """Runs, resumes or finds the dense run that config.pretrain asks for; the config that starts from its network."""
+    if not (workdir / "summary.json").exists():
+        console.log(f"pretraining in {workdir}")
+        try:
+            train_and_evaluate(config_lib.pretraining(config), workdir)
+        finally:
+            workdir_lib.release(workdir)
+    config = config.copy_and_resolve_references()
+    config.model.init_from = str(workdir)
+    return config
+
+
+def _summary(config, dataset, state, progress) -> dict:
+    best, final, split = progress["best"], progress["final"], next(iter(dataset.evals.values()))
+    device = jax.devices()[0]
+    return {
+        "method": config.pruning.method,
+        "task": dataset.task.name,
+        "model_size": config_lib.model_label(config),
+        "num_params": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "num_prunable": gates_lib.count(state.gates),
+        "sparsity": final["sparsity"],
+        "metric_name": dataset.task.metrics[0],
+        "best_metric": best["metric"],
+        "best_epoch": best["epoch"],
+        "best_sparsity": best["sparsity"],
+        "dense_metric": progress["dense_metric"],
+        "final_metric": final["eval_metric"],
+        "eval_examples": len(split.labels),
+        "chance": chance if math.isfinite(chance := evaluate.chance(dataset.task, split.labels)[0]) else None,
+        "epochs": progress["epoch"],
+        "steps": final["step"],
+        "seconds": progress["seconds"],
+        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "versions": workdir_lib.provenance()["versions"],
+        "layer_sparsity": gates_lib.layer_sparsity(state.gates),
+    }

@@ -1,0 +1,115 @@
+"""The decoder against transformers: logits of random checkpoints, in and out, and what is refused."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prune_jax.errors import UserError
+from prune_jax.export import decoder as io
+from prune_jax.models.decoder import Decoder, next_token_losses
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+SIZES = {"vocab_size": 61, "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48,
+         "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3}  # fmt: skip
+ROPE = {"rope_type": "default", "rope_theta": 500.0}
+VARIANTS = {
+    "llama": ("Llama", {}),
+    "llama, tied, all heads, wide": ("Llama", {"tie_word_embeddings": True, "num_key_value_heads": 4, "head_dim": 10}),
+    "llama with biases": ("Llama", {"attention_bias": True, "mlp_bias": True, "rms_norm_eps": 1e-3}),
+    "mistral, a window": ("Mistral", {"sliding_window": 5, "rope_parameters": ROPE}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+}  # fmt: skip
+
+
+def made(folder, variant="llama", dtype="float32", **options):
+    """A random checkpoint of transformers: its model; biases and norms are random, too."""
+    kind, words = VARIANTS[variant]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **words})
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name.endswith("bias") or "norm" in name:
+                value.add_(0.3 * torch.randn_like(value))
+    model = model.to(getattr(torch, dtype))
+    model.save_pretrained(folder, **options)
+    return model
+
+
+def logits_of(model, tokens):
+    with torch.no_grad():
+        return model(torch.tensor(tokens)).logits.float().numpy()
+
+
+TOKENS = np.random.default_rng(0).integers(0, 61, (3, 17))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_are_those_of_transformers_and_an_export_loads(variant, tmp_path):
+    model = made(tmp_path / "in", variant)
+    expected = logits_of(model, TOKENS)
+    cfg, params, dtype = io.load(tmp_path / "in")
+    logits = Decoder(cfg).apply({"params": params}, TOKENS)
+    assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+    params["layer_0"]["query"]["kernel"][:] *= np.arange(params["layer_0"]["query"]["kernel"].shape[1]) % 2
+    (tmp_path / "out").mkdir()
+    io.write(tmp_path / "out", tmp_path / "in", params, dtype)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    ours = np.asarray(Decoder(cfg).apply({"params": params}, TOKENS))
+    theirs = logits_of(again, TOKENS)
+    assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max() and np.abs(ours - expected).max() > 1e-2
+
+
+def test_shards_and_bfloat16(tmp_path):
+    made(tmp_path / "in", dtype="bfloat16", max_shard_size="10KB")
+    assert len(list((tmp_path / "in").glob("*.safetensors"))) > 1
+    cfg, params, dtype = io.load(tmp_path / "in")
+    assert dtype.name == "bfloat16" and {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+    (tmp_path / "out").mkdir()
+    io.write(tmp_path / "out", tmp_path / "in", params, dtype)
+    for name, value in io._tensors(tmp_path / "in").items():
+        np.testing.assert_array_equal(value, io._tensors(tmp_path / "out")[name])
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    assert np.abs(Decoder(cfg).apply({"params": params}, TOKENS) - logits_of(again, TOKENS)).max() < 1e-3
+
+
+def test_the_loss_is_that_of_transformers(tmp_path):
+    model = made(tmp_path)
+    cfg, params, _ = io.load(tmp_path)
+    ours = next_token_losses(Decoder(cfg).apply({"params": params}, TOKENS), jnp.asarray(TOKENS)).mean()
+    tokens = torch.tensor(TOKENS)
+    np.testing.assert_allclose(ours, model(tokens, labels=tokens).loss.item(), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, "its architecture is 'GPT2LMHeadModel'; allowed: LlamaForCausalLM"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "its rope_type is 'yarn'; allowed: 'default'"),
+        ({"hidden_size": "wide"}, "hidden_size is 'wide'; allowed: a positive whole number"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads is 3, no divisor of num_attention_heads 4"),
+        ({"intermediate_size": 40}, r"mlp.gate_proj.weight is \(48, 32\), and config.json makes it another"),
+        ({"num_hidden_layers": 3}, "model.layers.2.self_attn.q_proj.weight is missing"),
+        ({"num_hidden_layers": 1}, "model.layers.1.input_layernorm.weight has no place"),
+    ],
+)
+def test_what_differs_is_told(change, message, tmp_path):
+    made(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        io.load(tmp_path)
+
+
+def test_a_folder_without_a_checkpoint(tmp_path):
+    with pytest.raises(UserError, match=r"is no checkpoint: it has no config.json"):
+        io.load(tmp_path)
+    made(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no model.safetensors"):
+        io.load(tmp_path)

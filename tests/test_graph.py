@@ -1,0 +1,277 @@
+"""Networks read as graphs: what each offers, what pins the rest, and that cut they compute what they did gated."""
+
+import collections
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import prune_jax as pj
+from benchmarks import graph_table
+from benchmarks.random_networks import FAST
+from benchmarks.unseen_networks import NETWORKS
+from prune_jax.pruning import trees
+
+
+class Offer(NamedTuple):
+    """kind -> how many groups can be cut; reason -> how many cannot; those whose cutting changes the function."""
+
+    kinds: dict[str, int]
+    pins: dict[str, int]
+    inexact: tuple[str, ...] = ()
+
+
+ENDS = {"input 0": 1, "the output": 1}
+SPACE = "the space of a convolution (conv_general_dilated)"
+BLOCKS = {"heads": 2, "depth": 4, "hidden": 1, "columns": 2}  # two blocks of a transformer
+OFFERS = {
+    "bert": Offer({"columns": 3, "hidden": 1, "heads": 2, "depth": 4}, {"the output": 1}),
+    "lenet_300_100": Offer({"columns": 2}, {"the output": 1, "input 0": 2}),
+    "lenet5_caffe": Offer({"columns": 1, "channels": 2}, {"the output": 1, SPACE: 2}),
+    "decoder": Offer({"hidden": 1, "heads": 4, "depth": 4, "columns": 2}, {"gather chooses indices of it": 1}),
+    "nnx_transformer": Offer(BLOCKS, ENDS),
+    "linen_transformer": Offer(BLOCKS, ENDS),
+    "slow_variance": Offer(BLOCKS, ENDS, ("hidden",)),
+    "vit": Offer(BLOCKS, ENDS),
+    "mlp_mixer": Offer({"hidden": 1, "columns": 4}, ENDS | {SPACE: 2}, ("hidden",)),
+    "llama": Offer({"hidden": 1, "columns": 2, "heads": 4, "depth": 4}, {"gather chooses indices of it": 1}),
+    "llama_interleaved": Offer(
+        {"hidden": 1, "columns": 2, "heads": 4, "depth": 4},
+        {"gather chooses indices of it": 1, "slice strides over it": 4},
+    ),
+    "llama_scanned": Offer({"hidden": 1, "columns": 1, "heads": 2, "depth": 2}, {"gather chooses indices of it": 1}),
+    "resnet18": Offer({"channels": 13}, ENDS),
+    "resnet50": Offer({"channels": 17}, ENDS),
+    "mobilenet": Offer({"channels": 8}, ENDS),
+    "unet": Offer({"channels": 7}, ENDS),
+    "conv_autoencoder": Offer({"columns": 1, "channels": 4}, ENDS | {SPACE: 4}),
+    "densenet": Offer({"channels": 5}, ENDS),
+    "groupnorm": Offer({"channels": 3}, ENDS),
+    "squeeze_excite": Offer({"channels": 3}, ENDS),
+    "gru": Offer({"hidden": 1}, ENDS),
+    "lstm_reversed": Offer({"hidden": 1}, ENDS),
+    "equinox_mlp": Offer({"columns": 2}, ENDS),
+    "equinox_cnn": Offer({"channels": 3}, ENDS),
+    "equinox_attention": Offer({"hidden": 1, "heads": 1, "depth": 2}, ENDS),
+    "fused_qkv": Offer({"heads": 1, "depth": 2, "hidden": 1}, ENDS),
+    "fused_qkv_inside": Offer({"hidden": 1, "heads": 2, "depth": 3}, ENDS),
+    "assorted": Offer({"hidden": 1, "columns": 2}, {"input 0/x": 1, "output logits": 1}),
+    "control": Offer({"hidden": 1, "columns": 2}, ENDS),
+    "dropout": Offer({"columns": 2}, ENDS),
+    "mixture_of_experts": Offer({"columns": 2, "hidden": 1}, ENDS, ("gate",)),
+    "unknown_primitive": Offer({"columns": 2}, ENDS | {"the primitive cholesky is not known": 2, "fft mixes it": 1}),
+    "inception": Offer({"channels": 12}, ENDS),
+    "squeezenet": Offer({"channels": 7}, ENDS),
+    "efficientnet": Offer({"channels": 8}, ENDS),
+    "convnext": Offer({"hidden": 2, "columns": 2}, ENDS),
+    "groupnorm_resnet": Offer({"channels": 5}, ENDS),
+    "wavenet": Offer({"hidden": 1, "channels": 3, "columns": 2}, ENDS),
+    "pixel_shuffle": Offer({"channels": 2}, {"input 0": 1, "the space of a convolution (conv_general_dilated)": 2}),
+    "swin": Offer({"hidden": 1, "columns": 3, "heads": 2, "depth": 2}, ENDS),
+    "perceiver": Offer({"heads": 2, "depth": 4, "hidden": 1, "columns": 1}, ENDS),
+    "t5": Offer({"hidden": 1, "columns": 2, "heads": 1, "depth": 4}, {"gather chooses indices of it": 1}),
+    "einsum_transformer": Offer({"hidden": 1, "columns": 2, "heads": 2, "depth": 2}, ENDS),
+    "library_attention": Offer({"hidden": 1, "heads": 2, "depth": 2}, ENDS),
+    "linear_attention": Offer({"hidden": 1, "heads": 1, "depth": 2}, ENDS, ("q.depth",)),
+    "lstm_both_ways": Offer({"columns": 2}, ENDS),
+    "state_space": Offer({"columns": 2, "hidden": 1}, ENDS),
+    "siamese": Offer({"columns": 3}, ENDS),
+    "switch_experts": Offer(
+        {"columns": 1, "hidden": 1}, {"argmax tells an index of it": 1, "input 0": 1, "the output": 1}
+    ),
+    "graph_convolution": Offer({"columns": 2}, ENDS),
+    "tied_autoencoder": Offer({"columns": 2}, {"input 0": 1}),
+    "ensemble": Offer({"columns": 3}, ENDS),
+    "weight_normalised": Offer({"columns": 4}, ENDS, ("b",)),
+    "batch_statistics": Offer({"columns": 2}, ENDS),
+}
+# What compiles in a second: the others are compiled with -m slow.
+QUICK = ("assorted", "control", "decoder", "dropout", "equinox_mlp", "fused_qkv_inside", "groupnorm", "lenet5_caffe",
+         "llama_interleaved", "lstm_reversed", "mixture_of_experts", "squeeze_excite", "unknown_primitive")  # fmt: skip
+_GRAPHS: dict[str, pj.Graph] = {}
+
+
+def graph_of(name: str) -> pj.Graph:
+    if name not in _GRAPHS:
+        net = NETWORKS[name]()
+        _GRAPHS[name] = pj.trace(net.fn, net.params, *net.inputs)
+    return _GRAPHS[name]
+
+
+def random_units(graph: pj.Graph, fraction: float) -> dict[str, np.ndarray]:
+    """A random fraction of the units of each group that can be cut without a trace, one at least, and not all."""
+    rng = np.random.default_rng(int(100 * fraction))
+    return {
+        name: rng.permutation(group.size)[: min(max(1, int(group.size * fraction)), group.size - 1)]
+        for name, group in graph.groups.items()
+        if group.prunable and group.exact
+    }
+
+
+def off(ours, theirs) -> float:
+    """The largest difference of two trees, in parts of the largest entry of each leaf."""
+    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+    return max(float(jnp.max(jnp.abs(a - b)) / (jnp.max(jnp.abs(b)) + 1e-30)) for a, b in pairs)
+
+
+def test_the_cost_of_each_kernel_before_and_after():
+    """An MLP of 4 -> 8 -> 2 features over 3 examples, by hand."""
+    params = {"up": {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}, "down": {"kernel": jnp.ones((8, 2))}}
+
+    def net(p, x):
+        return jax.nn.relu(x @ p["up"]["kernel"] + p["up"]["bias"]) @ p["down"]["kernel"]
+
+    graph = pj.trace(net, params, jnp.ones((3, 4)))
+    gates = pj.close_groups(graph, params, {"up": [0, 5]})
+    for cost, units in ((graph.cost(), 8), (graph.cost(gates), 6), (graph.cost(gates, params), 6)):
+        assert dict(cost.kernels) == {
+            "up/kernel": (2 * 3 * 4 * units, 4 * units, 16 * units, {}),
+            "down/kernel": (2 * 3 * units * 2, units * 2, 8 * units, {}),
+        }
+        assert cost[:3] == (36 * units, 7 * units, 28 * units)
+
+
+def check_cut(name: str, fraction: float, inputs: tuple) -> None:
+    net, graph = NETWORKS[name](), graph_of(name)
+    units = random_units(graph, fraction)
+    gates = pj.close_groups(graph, net.params, units)
+    small, small_fn = pj.shrink(graph, net.params, gates)
+    cut = graph.dropped(net.params, gates)
+    assert {group: sorted(np.flatnonzero(drop)) for group, drop in cut.items() if drop.any()} == {
+        group: sorted(closed) for group, closed in units.items() if len(closed)
+    }
+    assert sum(leaf.size for leaf in jax.tree.leaves(small)) == graph.cost(cut=cut).params < graph.cost().params
+    wanted = jax.jit(net.fn, compiler_options=FAST)(pj.masked(net.params, gates), *inputs)
+    got = jax.jit(small_fn, compiler_options=FAST)(small, *inputs)
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    assert off(got, wanted) < 1e-5
+
+
+def test_every_network_says_what_it_offers():
+    assert set(OFFERS) == set(NETWORKS)
+
+
+@pytest.mark.parametrize("name", OFFERS)
+def test_a_network_offers_its_groups(name):
+    groups = graph_of(name).groups.values()
+    assert collections.Counter(group.kind for group in groups if group.prunable) == OFFERS[name].kinds
+    assert collections.Counter(group.reason for group in groups if not group.prunable) == OFFERS[name].pins
+    assert tuple(group.name for group in groups if not group.exact) == OFFERS[name].inexact
+    assert all((group.inexact_because is None) == group.exact for group in groups)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_cut_a_network_computes_what_it_did_gated(name):
+    check_cut(name, 0.5, NETWORKS[name]().others)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("name", OFFERS)
+def test_cut_by_any_fraction_a_network_computes_what_it_did_gated(name, fraction):
+    for inputs in (NETWORKS[name]().inputs, NETWORKS[name]().others):
+        check_cut(name, fraction, inputs)
+
+
+def check_gradient(name: str) -> None:
+    net, graph = NETWORKS[name](), graph_of(name)
+    gates = pj.close_groups(graph, net.params, random_units(graph, 0.5))
+    small, small_fn = pj.shrink(graph, net.params, gates)
+
+    def gradient(fn):
+        def loss(floats, rest, inputs):
+            out = fn(trees.replaced(rest, floats), *inputs)
+            return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(out))
+
+        return jax.jit(jax.grad(loss), compiler_options=FAST)
+
+    def floats(tree):
+        return {n: leaf for n, leaf in trees.by_name(tree).items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
+
+    masked = pj.masked(net.params, gates)
+    theirs = gradient(net.fn)(floats(masked), masked, net.others)
+    ours = gradient(small_fn)(floats(small), small, net.others)
+    kept = trees.by_name(pj.shrink_like(graph, graph.dropped(net.params, gates), trees.replaced(masked, theirs)))
+    largest = max(float(jnp.abs(leaf).max()) for leaf in theirs.values() if leaf.size)
+    for weight, leaf in ours.items():
+        np.testing.assert_allclose(leaf, kept[weight], atol=2e-5 * largest, rtol=0, err_msg=weight)
+
+
+@pytest.mark.parametrize("name", ["control", "llama_interleaved", "assorted"])
+def test_gradients_are_those_of_the_gated_network(name):
+    check_gradient(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(OFFERS) - {"control", "llama_interleaved", "assorted"}))
+def test_gradients_of_any_network_are_those_of_the_gated_one(name):
+    check_gradient(name)
+
+
+def test_the_page_of_results_says_what_is_offered():
+    page = (Path(__file__).resolve().parents[1] / "docs" / "results" / "graph.md").read_text(encoding="utf-8")
+    assert [graph_table.row(name, graph_of(name)) for name in OFFERS] == page.split(graph_table.HEAD + "\n")[1].split(
+        "\n\n"
+    )[0].splitlines()
+
+
+def test_the_rows_of_the_results_are_those_of_the_graph():
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "graph_table.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [row["network"] for row in rows] == list(NETWORKS)
+    for row in rows:
+        groups = graph_of(row["network"]).groups.values()
+        assert [(g.name, g.kind, g.size, g.reason, g.inexact_because) for g in groups] == [
+            tuple(group[key] for key in ("name", "kind", "size", "pinned_by", "changed_by")) for group in row["groups"]
+        ]
+
+
+def check_export(name: str) -> None:
+    net, graph = NETWORKS[name](), graph_of(name)
+    small, small_fn = pj.shrink(graph, net.params, pj.close_groups(graph, net.params, random_units(graph, 0.5)))
+    flat, treedef = jax.tree.flatten(small)  # modules' own trees are not jax.export's to write
+    if any(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(net.inputs)):
+        return
+    exported = jax.export.export(jax.jit(lambda leaves, *x: small_fn(jax.tree.unflatten(treedef, leaves), *x)))(
+        flat, *net.others
+    )
+    again = jax.export.deserialize(bytearray(exported.serialize()))
+    assert off(again.call(flat, *net.others), small_fn(small, *net.others)) < 1e-5
+
+
+def test_a_cut_network_is_exported():
+    check_export("lstm_reversed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OFFERS)
+def test_any_cut_network_is_exported(name):
+    check_export(name)
+
+
+def check_symbolic_export(name: str, sizes: str) -> None:
+    """One exported function for inputs of any size; sizes: of the first input, as jax.export names them."""
+    net, graph = NETWORKS[name](), graph_of(name)
+    small, small_fn = pj.shrink(graph, net.params, pj.close_groups(graph, net.params, random_units(graph, 0.5)))
+    shape = jax.export.symbolic_shape(sizes)
+    inputs = [jax.ShapeDtypeStruct(shape[: x.ndim], x.dtype) for x in net.inputs]
+    exported = jax.export.export(jax.jit(small_fn))(small, *inputs)
+    for example in (net.inputs, net.others):
+        assert off(exported.call(small, *example), small_fn(small, *example)) < 1e-5
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("lstm_reversed", "batch, length, 4"), ("lenet5_caffe", "b, 20, 20, 1")])
+def test_a_cut_network_is_exported_for_inputs_of_any_size(name, sizes):
+    check_symbolic_export(name, sizes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("bert", "b, t"), ("llama", "b, t"), ("linen_transformer", "b, t, 6"), ("gru", "b, t, 4")]
+)
+def test_cut_transformers_are_exported_for_texts_of_any_length(name, sizes):
+    check_symbolic_export(name, sizes)

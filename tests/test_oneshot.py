@@ -1,0 +1,265 @@
+"""One-shot methods on single layers: against references in float64, exact counts, errors in order, messages."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import prune_jax as pj
+from prune_jax.oneshot import hessian, masks, sparsegpt
+from prune_jax.oneshot.masks import Layout
+
+dense = lambda p, x: x @ p["kernel"]  # noqa: E731
+
+
+def layer(seed, inputs=96, outputs=64, rows=512):
+    """(weights (inputs, outputs), correlated inputs (rows, inputs)), float32."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, inputs)) @ rng.normal(size=(inputs, inputs)) * rng.gamma(1, size=inputs)
+    return rng.normal(size=(inputs, outputs)).astype(np.float32), x.astype(np.float32)
+
+
+def reference(w, h, sparsity=0.5, pair=None, block=32, bits=0, dampening=0.01):
+    """Algorithm 1 of the SparseGPT paper in float64: weights are (outputs, inputs); also the scores at each choice."""
+    w, h, (rows, inputs) = w.astype(np.float64).copy(), h.astype(np.float64).copy(), w.shape
+    dead = np.diag(h) == 0
+    h[dead, dead] = 1
+    w[:, dead] = 0
+    h += np.diag(np.where(dead, 0, dampening * np.mean(np.where(dead, 0, np.diag(h)))))
+    upper = np.linalg.cholesky(np.linalg.inv(h)).T
+    least, most = np.minimum(w.min(1), 0), np.maximum(w.max(1), 0)
+    step = (most - least) / max(2**bits - 1, 1)
+    zero, mask, total = np.round(-least / step), np.zeros(w.shape, bool), 0
+    for start in range(0, inputs, block):
+        end = min(start + block, inputs)
+        if pair is None:
+            scores = (w[:, start:end] / np.diag(upper)[start:end]) ** 2
+            k = round(sparsity * rows * end) - total
+            total += k
+            order = np.argsort(scores.T, axis=None, kind="stable")[:k]
+            mask[:, start:end].T[np.unravel_index(order, scores.T.shape)] = True
+        for i in range(start, end):
+            if pair is not None and i % pair[1] == 0:
+                scores = (w[:, i : i + pair[1]] / np.diag(upper)[i : i + pair[1]]) ** 2
+                worst = np.argsort(scores, axis=1, kind="stable")[:, : pair[1] - pair[0]]
+                np.put_along_axis(mask[:, i : i + pair[1]], worst, True, axis=1)
+            new = np.where(mask[:, i], 0, w[:, i])
+            if bits:
+                new = step * (np.clip(np.round(new / step) + zero, 0, 2**bits - 1) - zero)
+            error = (w[:, i] - new) / upper[i, i]
+            w[:, i] = new
+            w[:, i + 1 :] -= np.outer(error, upper[i, i + 1 :])
+    return w, ~mask
+
+
+@pytest.mark.parametrize(
+    ("inputs", "pair", "sparsity"), [(96, None, 0.5), (70, None, 0.8), (96, (2, 4), 0.5), (96, (4, 8), 0.5)]
+)
+def test_sparsegpt_is_the_papers_algorithm(inputs, pair, sparsity):
+    w, x = layer(inputs, inputs)
+    x[:, 3] = 0  # a dead input
+    structure = "unstructured" if pair is None else f"{pair[0]}:{pair[1]}"
+    new, gates = pj.oneshot(
+        dense, {"kernel": w}, [x[:200], x[200:]], pj.sparsegpt(block=32), sparsity=sparsity, structure=structure
+    )
+    expected, mask = reference(w.T, x.astype(np.float64).T @ x / len(x), sparsity, pair)
+    np.testing.assert_array_equal(
+        np.asarray(gates["kernel"]).T[:, np.arange(inputs) != 3], mask[:, np.arange(inputs) != 3]
+    )
+    np.testing.assert_allclose(new["kernel"].T, expected, atol=1e-4)
+
+
+def test_rounding_in_the_same_sweep_is_the_papers_algorithm():
+    w, x = layer(1)
+    new, gates = pj.oneshot(dense, {"kernel": w}, [x], pj.sparsegpt(block=32, bits=4))
+    expected, mask = reference(w.T, x.astype(np.float64).T @ x / len(x), bits=4)
+    # A weight half way between two places of the grid may go either way, and takes others with it.
+    assert np.mean(mask == np.asarray(gates["kernel"]).T) > 0.99
+    assert np.mean(np.isclose(new["kernel"].T, expected, atol=1e-3)) > 0.98
+    assert max(len(np.unique(np.round(column, 4))) for column in np.asarray(new["kernel"]).T) <= 16
+
+
+@pytest.mark.parametrize("structure", ["unstructured", "2:4", "block:4x2"])
+def test_errors_are_in_the_published_order(structure):
+    errors = {}
+    methods = {"magnitude": pj.magnitude(), "wanda": pj.wanda(), "sparsegpt": pj.sparsegpt()}
+    w, x = layer(5, rows=2048)
+    for name, method in methods.items():
+        for correct in (False, True):
+            told = []
+            pj.oneshot(dense, {"kernel": w}, [x], method, structure=structure, correct=correct, progress=told.append)
+            errors[name, correct] = told[0].error
+    assert errors["sparsegpt", False] < errors["wanda", False] < errors["magnitude", False]
+    assert all(errors[name, True] < errors[name, False] for name in methods)
+
+
+def test_the_error_that_is_told_is_that_of_the_outputs():
+    w, x = layer(6)
+    told = []
+    new, _ = pj.oneshot(dense, {"kernel": w}, [x], pj.wanda(), progress=told.append)
+    off, whole = np.float64(x) @ (np.asarray(new["kernel"], np.float64) - w), np.float64(x) @ w
+    np.testing.assert_allclose(told[0].error, (off**2).sum() / (whole**2).sum(), rtol=1e-3)
+
+
+def test_corrected_weights_are_the_least_squares_ones():
+    w, x = layer(7, 24, 6)
+    h = np.float64(x).T @ x / len(x) + 0.1 * np.eye(24)
+    opened = np.random.default_rng(0).random((24, 6)) < 0.5
+    new = hessian.corrected(jnp.asarray(h, jnp.float32), jnp.asarray(w), jnp.asarray(opened), turns=300)
+    for i in range(6):
+        s = opened[:, i]
+        expected = np.linalg.solve(h[np.ix_(s, s)], (h @ w[:, i])[s])
+        np.testing.assert_allclose(np.asarray(new)[s, i], expected, rtol=2e-3, atol=2e-3)
+    assert (np.asarray(new)[~opened] == 0).all()
+
+
+@pytest.mark.parametrize("pair", [None, (1, 3)])
+def test_obs_is_greedy_and_exact(pair):
+    """Against removal by hand: each time the weight whose least-squares loss is least."""
+    w, x = layer(8, 9, 3)
+    h = np.float64(x).T @ x / len(x)
+    h += 0.01 * np.mean(np.diag(h)) * np.eye(9)
+    structure = "unstructured" if pair is None else "1:3"
+    new, gates = pj.oneshot(dense, {"kernel": w}, [x], pj.obs(per="output"), sparsity=5 / 9, structure=structure)
+    for column in range(3):
+        left, dense_w = list(range(9)), np.float64(w[:, column])
+
+        def loss(keep, dense_w=dense_w):
+            v = np.zeros(9)
+            v[keep] = np.linalg.solve(h[np.ix_(keep, keep)], (h @ dense_w)[keep])
+            return (v - dense_w) @ h @ (v - dense_w)
+
+        for _ in range(5 if pair is None else 6):
+            able = [i for i in left if pair is None or sum(j // 3 == i // 3 for j in left) > 1]
+            left.remove(min(able, key=lambda i: loss([j for j in left if j != i])))
+        assert np.flatnonzero(gates["kernel"][:, column]).tolist() == left
+        expected = np.linalg.solve(h[np.ix_(left, left)], (h @ dense_w)[left])
+        np.testing.assert_allclose(np.asarray(new["kernel"])[left, column], expected, rtol=5e-3, atol=5e-3)
+
+
+def test_obs_over_a_layer_is_better_than_per_output_and_than_sparsegpt():
+    w, x = layer(9, 32, 24)
+    w[:, :12] *= 5
+    errors = []
+    for method in (pj.obs(), pj.obs(per="output"), pj.sparsegpt()):
+        told = []
+        _, gates = pj.oneshot(dense, {"kernel": w}, [x], method, progress=told.append)
+        assert np.mean(gates["kernel"]) == 0.5
+        errors.append(told[0].error)
+    assert errors[0] < min(errors[1:])
+
+
+def test_columns_close_by_second_order_cost_and_survivors_are_corrected():
+    """Two columns that say the same: one goes, and the other takes its weights."""
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(6, 8)).astype(np.float32)
+    a[:, 5] = a[:, 2]
+    b = rng.normal(size=(8, 3)).astype(np.float32)
+    net = lambda p, x: jax.nn.relu(x @ p["a"]["kernel"]) @ p["b"]["kernel"]  # noqa: E731
+    params, x = (
+        {"a": {"kernel": jnp.asarray(a)}, "b": {"kernel": jnp.asarray(b)}},
+        rng.normal(size=(512, 6)).astype(np.float32),
+    )
+    told = []
+    new, gates = pj.oneshot(
+        net, params, [x], pj.sparsegpt(dampening=1e-4), sparsity=1 / 8, structure="a", progress=told.append
+    )
+    left = np.asarray(gates["b"]["kernel"]).all(1)
+    assert (~left).sum() == 1 and not (left[2] and left[5])
+    np.testing.assert_allclose(net(new, x), net(params, x), atol=2e-2)
+    small, fn = pj.shrink(pj.trace(net, params, x), new, gates)
+    assert small["b"]["kernel"].shape == (7, 3) and told[0].error < 1e-3
+    np.testing.assert_allclose(fn(small, x), net(new, x), atol=1e-4)
+
+
+def test_masks_close_exactly_as_many():
+    scores = jnp.asarray(np.random.default_rng(0).integers(0, 5, (12, 8)), jnp.float32)  # many ties
+    for k in (0, 1, 40, 96):
+        closed = np.asarray(masks.lowest(scores.reshape(1, -1), k)).reshape(12, 8)
+        assert closed.sum() == k and (k in (0, 96) or scores[closed].max() <= scores[~closed].min())
+    runs = np.asarray(masks.lowest_of_runs(scores, Layout("n:m", 0.5, (2, 4))))
+    assert (runs.reshape(3, 4, 8).sum(1) == 2).all()
+    blocks = np.asarray(masks.closed(scores, Layout("block", 0.5, (3, 2)))).reshape(4, 3, 4, 2)
+    assert (blocks.all((1, 3)) == blocks.any((1, 3))).all() and blocks.sum() == 48
+
+
+def test_rules_set_what_stays_and_how_far_others_close():
+    w, x = layer(3, 16, 8)
+    params = {"a": w, "b": w.T.copy(), "c": w}
+    net = lambda p, x: ((x @ p["a"]) @ p["b"]) @ p["c"]  # noqa: E731
+    rules = {"a": pj.KEEP, "b": pj.Rule(sparsity=0.25), "c": pj.Rule(structure="1:4")}
+    new, gates = pj.oneshot(net, params, [x], pj.sparsegpt(), sparsity=0.5, rules=rules)
+    assert gates["a"] is None and np.mean(gates["b"]) == 0.75 and np.mean(gates["c"]) == 0.25
+    np.testing.assert_array_equal(new["a"], w)
+
+
+@pytest.mark.parametrize("rows", [8, 40])
+def test_a_singular_hessian_is_dampened_until_it_has_an_inverse(rows):
+    w, x = layer(4, 40, 8, rows)
+    x[:, 1] = x[:, 0]
+    new, _ = pj.oneshot(dense, {"kernel": w}, [x], pj.sparsegpt(dampening=0.0))
+    assert np.isfinite(np.asarray(new["kernel"])).all()
+
+
+def bad(**options):
+    given = {"fn": dense, "params": {"kernel": np.ones((6, 4), np.float32)}, "batches": [np.ones((3, 6), np.float32)]}
+    given |= {"method": pj.sparsegpt()} | options
+    return lambda: pj.oneshot(given.pop("fn"), given.pop("params"), given.pop("batches"), given.pop("method"), **given)
+
+
+ones = lambda *shape: np.ones(shape, np.float32)  # noqa: E731
+nan = np.array([[np.nan] * 6], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (bad(structure="2:4"), "kernel: 2:4 does not divide its 6 inputs"),
+        (bad(structure="block:4x4"), "kernel: block:4x4 does not divide its 6 inputs by 4 outputs"),
+        (bad(batches=[]), "there is no batch"),
+        (bad(batches=[ones(3, 6), ones(3, 5)]), r"does not take batch 1, of shapes \(3, 5\)"),
+        (bad(batches=[(np.ones((3, 6), np.float32),) * 2]), "does not take batch 0"),
+        (bad(batches=[np.ones((3, 6), np.float32), nan]), "the inputs of kernel are not finite in batch 1"),
+        (bad(sparsity=1.5), "sparsity is 1.5; allowed: 0 to 1"),
+        (bad(method=pj.movement()), r"movement learns while a network trains; allowed: pj.sparsegpt\(\)"),
+        (bad(method=pj.obs(), structure="block:2x2"), "allowed with obs: unstructured, n:m"),
+        (bad(method=pj.obs(most_inputs=4)), "kernel has 6 inputs; allowed with obs: 4"),
+        (bad(method=pj.sparsegpt(bits=4), correct=True), "leaves the grid"),
+        (bad(structure="wheels"), "no groups of kind 'wheels'"),
+        (bad(fn=lambda p, x: x, params={"bias": np.ones((2, 2), np.float32)}), "no linear layer"),
+        (bad(rules={"kernel": pj.KEEP}), "that the rules do not keep"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_message(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_progress_tells_the_time_that_is_left(capsys):
+    w, x = layer(3, 16, 16)
+    params = [w] * 3
+    net = lambda p, x: x @ p[0] @ p[1] @ p[2]  # noqa: E731
+    pj.oneshot(net, params, [x], pj.wanda(), progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in lines] == ["1/3", "2/3", "3/3"] and lines[-1].endswith("00:00 left")
+    assert all("50.0% closed" in line for line in lines)
+
+
+def test_the_room_can_be_called_whoever_imports_it_first():
+    import prune_jax.oneshot
+
+    assert callable(prune_jax.oneshot) and callable(pj.oneshot)
+
+
+def test_inverse_factor_and_sweep_at_every_block_size():
+    w, x = layer(2, 40, 16)
+    factors = hessian.factors(jnp.asarray(x.T @ x / len(x)), 0.01)
+    np.testing.assert_allclose(factors.upper.T @ factors.upper @ factors.hessian, np.eye(40), atol=5e-3)
+    assert not np.tril(np.asarray(factors.upper), -1).any()
+    for block, layout in itertools.product((7, 40, 999), (Layout("n:m", 0.5, (2, 4)), Layout("unstructured", 0.3))):
+        new, opened = sparsegpt.sweep(jnp.asarray(w), factors, layout, block)
+        assert (np.asarray(new)[~np.asarray(opened)] == 0).all() and abs(
+            float(opened.mean()) - 1 + layout.sparsity
+        ) < 1e-3
