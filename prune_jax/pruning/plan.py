@@ -2,30 +2,25 @@
 
 A method gives every gate a score and knows no more of the structure; the plan closes the lowest scores until a target
 is met. All of it works inside jit, with the target as an array.
-
-A unit is what closes as one: a gate, a block, a head. It is scored by the mean of its open gates' scores over its size,
-which orders units of one size as the sum does and is fair between heads and feed-forward columns. A unit is open as
-long as one of its gates is.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prune_jax.pruning import costs as costs_lib
-from prune_jax.pruning import distribution, select, trees
+from prune_jax.pruning import closing, trees
 from prune_jax.pruning import gates as gates_lib
 from prune_jax.pruning import structure as structure_lib
 from prune_jax.pruning.costs import Costs
 from prune_jax.pruning.options import option, options
-from prune_jax.pruning.structure import Group, Member, Structure
+from prune_jax.pruning.part import Leaves, Part
+from prune_jax.pruning.structure import Group, Structure
 
 Tree = Any
-Leaves = dict[str, jax.Array]  # by name
+Shapes = Mapping[str, tuple[int, ...]]  # of kernels, by name
 
 SCOPES = ("local", "erk", "global")
 
@@ -69,35 +64,6 @@ class Layers(NamedTuple):
         )
 
 
-class Part(NamedTuple):
-    """Kernels that close by one structure towards one target.
-
-    Attributes:
-      names: of its kernels.
-      structure: how they close.
-      groups: the groups of a structure of groups.
-      share: its target over the plan's.
-      sparsity: its target in the end, where a rule has one of its own.
-      inputs: the axis of each kernel that counts its inputs.
-      costs: what the target counts, for groups with the global scope; None, weights.
-    """
-
-    names: tuple[str, ...]
-    structure: Structure
-    groups: tuple[Group, ...] = ()
-    share: float = 1.0
-    inputs: int = -2
-    costs: Costs | None = None
-    sparsity: float | None = None
-
-    def goal(self, target: jax.Array | float) -> jax.Array:
-        """() float32: its target for one of the plan. A product's last digit is off; the rule's own sparsity is not."""
-        if self.sparsity is None:
-            return jnp.asarray(target, jnp.float32)
-        reached = jnp.asarray(target * self.share, jnp.float32)
-        return jnp.where(reached > self.sparsity * (1 - 1e-6), jnp.float32(self.sparsity), reached)
-
-
 class Plan(NamedTuple):
     """Which kernels close together, and how.
 
@@ -134,7 +100,7 @@ class Plan(NamedTuple):
         flat, values = trees.by_name(gates), trees.by_name(scores)
         for i, part in enumerate(self.parts):
             own = key if i == 0 else jax.random.fold_in(key, i)
-            flat |= _close_part(part, self.scope, flat, values, part.goal(target), own)
+            flat |= closing.close(part, self.scope, flat, values, part.goal(target), own)
         return trees.replaced(gates, flat)
 
     def below(self, gates: Tree, scores: Tree, threshold: float) -> jax.Array:
@@ -142,8 +108,8 @@ class Plan(NamedTuple):
         flat, values = trees.by_name(gates), trees.by_name(scores)
         kept, total = jnp.float32(0), 0
         for part in self.parts:
-            opened, means = _pool(part, flat, values)
-            for unit, size in _unit_sizes(part, flat).items():
+            opened, means = part.pooled(flat, values)
+            for unit, size in part.sizes(flat).items():
                 kept += jnp.sum(opened[unit] & (means[unit] >= threshold), dtype=jnp.float32) * size
                 total += opened[unit].size * size
         return 1 - kept / max(total, 1)
@@ -151,7 +117,7 @@ class Plan(NamedTuple):
     @property
     def units(self) -> "Units | None":
         """The units of a plan of groups or blocks; None where gates close by themselves or by n:m."""
-        if len(self.parts) != 1 or self.parts[0].structure.kind not in ("block", "groups"):
+        if len(self.parts) != 1 or not self.parts[0].pools:
             return None
         return Units(self.parts[0], self.scope)
 
@@ -191,20 +157,20 @@ class Units(NamedTuple):
 
     def totals(self, tree: Tree) -> Tree:
         """The sum over each unit, float32, of a tree like gates."""
-        return self._tree(_totals(self.part, trees.by_name(tree)))
+        return self._tree(self.part.totals(trees.by_name(tree)))
 
     def spread(self, gates: Tree, opened: Tree) -> Tree:
         """The gates with every gate of a closed unit closed; opened: booleans in the form of `of`."""
-        return trees.replaced(gates, _spread(self.part, trees.by_name(gates), self._leaves(opened)))
+        return trees.replaced(gates, self.part.spread(trees.by_name(gates), self._leaves(opened)))
 
     def close(self, gates: Tree, scores: Tree, target: jax.Array | float, key: jax.Array) -> Tree:
         """As Plan.close, by scores of the units: the sum over a unit's gates, which is compared by its size."""
         flat = trees.by_name(gates)
-        sizes = _unit_sizes(self.part, flat)
+        sizes = self.part.sizes(flat)
         means = {name: leaf / sizes[name] for name, leaf in self._leaves(scores).items()}
         opened = self._leaves(self.of(gates))
         return trees.replaced(
-            gates, _close_units(self.part, self.scope, flat, opened, means, self.part.goal(target), key)
+            gates, closing.close_units(self.part, self.scope, flat, opened, means, self.part.goal(target), key)
         )
 
 
@@ -264,41 +230,16 @@ def make(
     shapes = {name: leaf.shape for name, leaf in trees.by_name(gates).items()}
     own = dict(rules or {})
     usual = structure_lib.parse(structure)
-    parts = []
-    rest = [name for name in shapes if name not in own]
     if usual.kind == "groups":
-        if scope == "erk":
-            raise ValueError(f"scope is 'erk'; allowed: local, global with structure {structure!r}")
-        if costs is not None and scope != "global":
-            raise ValueError(
-                f"scope is {scope!r}; allowed: global with a target in {costs.word}, which is the network's"
-            )
-        # A group of which a member is kept, or goes by a rule, stays whole. Members without a gate do not count.
-        chosen = [group for group in structure_lib.chosen(usual, tuple(groups)) if not own.keys() & _names(group)]
-        chosen = [g._replace(members=tuple(m for m in g.members if m.name in shapes)) for g in chosen]
-        for group in chosen:
-            if problem := _misfit(group, shapes):
-                raise ValueError(f"the group {group.name!r}: {problem}")
-        names = tuple(dict.fromkeys(member.name for group in chosen for member in group.members))
-        parts.append(Part(names, usual, tuple(chosen), costs=costs))
+        parts = [_part_of_groups(usual, scope, groups, own.keys(), shapes, costs)]
     elif costs is not None:
         raise ValueError(f"structure is {structure!r}; allowed: groups of the network with a target in {costs.word}")
     else:
-        names = tuple(name for name in rest if usual.kind == "unstructured" or body(name))
-        if names:
-            parts.append(Part(names, usual))
+        names = tuple(name for name in shapes if name not in own and (usual.kind == "unstructured" or body(name)))
+        parts = [Part(names, usual)] if names else []
     for rule in dict.fromkeys(rule for rule in own.values() if not rule.keep):
         names = tuple(name for name in shapes if own.get(name) == rule)
-        kind = structure_lib.parse(rule.structure) if rule.structure else usual
-        if kind.kind == "groups":
-            raise ValueError(f"a rule's structure is {kind.text!r}; allowed: unstructured, block:RxC, n:m")
-        if rule.axis is not None:
-            for name in names:
-                if not -len(shapes[name]) <= rule.axis < len(shapes[name]):
-                    raise ValueError(f"axis is {rule.axis}; {name} has {len(shapes[name])} axes")
-        share = 1.0 if rule.sparsity is None else rule.sparsity / final if final else 0.0
-        axis = -2 if rule.axis is None else rule.axis
-        parts.append(Part(names, kind, share=share, inputs=axis, sparsity=rule.sparsity))
+        parts.append(_part_of_rule(rule, names, usual, shapes, final))
     if not any(part.names for part in parts):
         raise ValueError(f"there is nothing to prune: structure {structure!r} and the rules leave no kernel to close")
     for part in parts:
@@ -308,11 +249,45 @@ def make(
     return Plan(tuple(parts), scope, layers)
 
 
-def _names(group: Group) -> set[str]:
-    return {member.name for member in group.members}
+def _part_of_groups(
+    structure: Structure,
+    scope: str,
+    groups: Sequence[Group],
+    ruled: Collection[str],
+    shapes: Shapes,
+    costs: Costs | None,
+) -> Part:
+    """The groups that the structure names, but for those of which a member is kept or goes by a rule."""
+    if scope == "erk":
+        raise ValueError(f"scope is 'erk'; allowed: local, global with structure {structure.text!r}")
+    if costs is not None and scope != "global":
+        raise ValueError(f"scope is {scope!r}; allowed: global with a target in {costs.word}, which is the network's")
+    chosen = []
+    for group in structure_lib.chosen(structure, tuple(groups)):
+        if not any(member.name in ruled for member in group.members):
+            gated = group._replace(members=tuple(m for m in group.members if m.name in shapes))
+            if problem := _misfit(gated, shapes):
+                raise ValueError(f"the group {group.name!r}: {problem}")
+            chosen.append(gated)
+    names = tuple(dict.fromkeys(member.name for group in chosen for member in group.members))
+    return Part(names, structure, tuple(chosen), costs=costs)
 
 
-def _misfit(group: Group, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+def _part_of_rule(rule: Rule, names: tuple[str, ...], usual: Structure, shapes: Shapes, final: float) -> Part:
+    """The kernels that follow one rule, in the usual structure where it says no other."""
+    structure = structure_lib.parse(rule.structure) if rule.structure else usual
+    if structure.kind == "groups":
+        raise ValueError(f"a rule's structure is {structure.text!r}; allowed: unstructured, block:RxC, n:m")
+    if rule.axis is not None:
+        for name in names:
+            if not -len(shapes[name]) <= rule.axis < len(shapes[name]):
+                raise ValueError(f"axis is {rule.axis}; {name} has {len(shapes[name])} axes")
+    share = 1.0 if rule.sparsity is None else rule.sparsity / final if final else 0.0
+    inputs = -2 if rule.axis is None else rule.axis
+    return Part(names, structure, share=share, inputs=inputs, sparsity=rule.sparsity)
+
+
+def _misfit(group: Group, shapes: Shapes) -> str | None:
     """Why a group cannot run along its members, None if it can."""
     if not group.members:
         return f"none of its members has a gate; those that have one are {', '.join(list(shapes)[:8])}"
@@ -323,193 +298,3 @@ def _misfit(group: Group, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
         if units.max(initial=-1) >= group.size:
             return f"it has {group.size} units, and {member.name} has {units.max() + 1}"
     return None
-
-
-# Units ---------------------------------------------------------------------------------------------------------------
-
-
-def _along(member: Member, x: jax.Array, size: int) -> jax.Array:
-    """(size,) float32: the sum of a weight's entries over everything but the units of a member."""
-    sums = jnp.sum(x, [axis for axis in range(x.ndim) if axis != member.axis], jnp.float32)
-    units = np.where(member.units < 0, size, member.units)  # what belongs to no unit falls off the end
-    return jax.ops.segment_sum(sums, jnp.asarray(units), size)
-
-
-def _across(member: Member, opened: jax.Array, rank: int) -> jax.Array:
-    """The open units of a member as booleans that broadcast against its weight."""
-    along = jnp.where(jnp.asarray(member.units < 0), True, opened[jnp.asarray(member.units)])
-    return along.reshape([along.size if axis == member.axis else 1 for axis in range(rank)])
-
-
-def _block_axes(part: Part, rank: int) -> tuple[int, int]:
-    inputs = part.inputs % rank
-    return inputs, structure_lib.outputs_of(inputs, rank)
-
-
-def _block_view(part: Part, x: jax.Array) -> tuple[tuple[int, ...], tuple[int, int]]:
-    """(the shape of a kernel with its two block axes split into (blocks, size), the axes of the sizes in it)."""
-    rows, columns = _block_axes(part, x.ndim)
-    sizes = {rows: part.structure.sizes[0], columns: part.structure.sizes[1]}
-    shape: list[int] = []
-    inner = []
-    for axis, length in enumerate(x.shape):
-        if axis in sizes:
-            shape += [length // sizes[axis], sizes[axis]]
-            inner.append(len(shape) - 1)
-        else:
-            shape.append(length)
-    return tuple(shape), (inner[0], inner[1])
-
-
-def _totals(part: Part, flat: Mapping[str, jax.Array]) -> Leaves:
-    """The sum over each unit, float32, by group or kernel. A gate by itself is its own unit."""
-    if part.structure.kind == "groups":
-        return {g.name: sum(_along(m, flat[m.name], g.size) for m in g.members) for g in part.groups}  # type: ignore[misc]
-    if part.structure.kind == "block":
-        sums = {}
-        for name in part.names:
-            shape, inner = _block_view(part, flat[name])
-            sums[name] = jnp.sum(flat[name].reshape(shape), inner, jnp.float32)
-        return sums
-    return {name: flat[name].astype(jnp.float32) for name in part.names}
-
-
-def _unit_sizes(part: Part, flat: Mapping[str, jax.Array]) -> dict[str, int]:
-    """The gates of one unit, by group or kernel."""
-    if part.structure.kind == "groups":
-        return {g.name: sum(_members_gates(flat[m.name].shape, m) for m in g.members) // g.size for g in part.groups}
-    size = part.structure.sizes[0] * part.structure.sizes[1] if part.structure.kind == "block" else 1
-    return dict.fromkeys(part.names, size)
-
-
-def _members_gates(shape: tuple[int, ...], member: Member) -> int:
-    """The gates of all the units of a member."""
-    return math.prod(shape) // shape[member.axis] * int(np.sum(member.units >= 0))
-
-
-def _pool(part: Part, flat: Leaves, values: Leaves) -> tuple[Leaves, Leaves]:
-    """(whether each unit is open, the mean score of each)."""
-    if part.structure.kind not in ("groups", "block"):
-        return {name: flat[name] for name in part.names}, values
-    sizes = _unit_sizes(part, flat)
-    opened = {name: n > 0 for name, n in _totals(part, flat).items()}
-    masked = {name: jnp.where(flat[name], values[name], 0) for name in part.names}
-    return opened, {name: total / sizes[name] for name, total in _totals(part, masked).items()}
-
-
-def _spread(part: Part, flat: Leaves, opened: Leaves) -> Leaves:
-    """The gates with those of closed units closed."""
-    if part.structure.kind == "block":
-        new = {}
-        for name in part.names:
-            shape, inner = _block_view(part, flat[name])
-            new[name] = flat[name] & jnp.broadcast_to(jnp.expand_dims(opened[name], inner), shape).reshape(
-                flat[name].shape
-            )
-        return new
-    new = {name: flat[name] for name in part.names}
-    for group in part.groups:
-        for member in group.members:
-            new[member.name] = new[member.name] & _across(member, opened[group.name], new[member.name].ndim)
-    return new
-
-
-# Closing -------------------------------------------------------------------------------------------------------------
-
-
-def _wanted(gates: Sequence[jax.Array], targets: Sequence[jax.Array], sets: Sequence[int]) -> jax.Array:
-    """(sets,) uint32: how many more gates are to close in each set; sets: that of each leaf, from 0 on."""
-    more = []
-    for one, target in enumerate(targets):
-        own = [gate for gate, its in zip(gates, sets, strict=True) if its == one]
-        goal = select.portion(target, sum(gate.size for gate in own))
-        reached = sum((jnp.uint32(gate.size) - jnp.sum(gate, dtype=jnp.uint32) for gate in own), jnp.uint32(0))
-        more.append(jnp.where(goal > reached, goal - reached, 0))
-    return jnp.stack(more)
-
-
-def _sets(part: Part, scope: str, leaves: Sequence[str]) -> list[int]:
-    """The set that each leaf is ranked in. Groups of one unit, such as layers, are ranked with all of their kind."""
-    alone = {group.name: group.kind for group in part.groups if group.size == 1}
-    owners = ["" if scope == "global" else f"kind {alone[name]}" if name in alone else name for name in leaves]
-    number = {owner: i for i, owner in enumerate(dict.fromkeys(owners))}
-    return [number[owner] for owner in owners]
-
-
-def _close_lowest(
-    gates: Leaves, scores: Leaves, targets: Sequence[jax.Array], key: jax.Array, sets: list[int]
-) -> Leaves:
-    """Closes the lowest scores of each set; targets: per set."""
-    opened = list(gates.values())
-    k = _wanted(opened, targets, sets)
-    lowest = select.lowest([scores[name] for name in gates], opened, k, key, sets)
-    return {name: gate & ~low for (name, gate), low in zip(gates.items(), lowest, strict=True)}
-
-
-def _close_part(part: Part, scope: str, flat: Leaves, values: Leaves, target: jax.Array, key: jax.Array) -> Leaves:
-    if not part.names:
-        return {}
-    if part.structure.kind == "n:m":
-        return _close_n_of_m(part, flat, values, target, key)
-    opened, means = _pool(part, flat, values)
-    return _close_units(part, scope, flat, opened, means, target, key)
-
-
-def _close_units(
-    part: Part, scope: str, flat: Leaves, opened: Leaves, means: Leaves, target: jax.Array, key: jax.Array
-) -> Leaves:
-    if part.structure.kind == "groups" and scope == "global" and (part.costs or len(part.groups) > 1):
-        left = _close_by_cost(part, flat, opened, means, target, key)
-    else:
-        sets = _sets(part, scope, list(opened))
-        if scope == "erk" and part.structure.kind != "groups":
-            targets = distribution.erk([flat[name].shape for name in opened], target)
-        else:
-            targets = [target] * (max(sets) + 1)
-        left = _close_lowest(opened, means, targets, key, sets)
-    return _spread(part, flat, left) if part.structure.kind in ("groups", "block") else left
-
-
-def _close_by_cost(
-    part: Part, flat: Leaves, opened: Leaves, means: Leaves, target: jax.Array, key: jax.Array
-) -> Leaves:
-    """Closes the units of lowest score per saved cost until the saved share of the cost is nearest to the target."""
-    sizes = _unit_sizes(part, flat)
-    counts = {name: leaf.size for name, leaf in opened.items()}
-    shapes = {name: flat[name].shape for name in part.names}
-    cost = part.costs or costs_lib.of_weights(part.groups, shapes)
-    saves = cost.per_unit(counts)
-    flags = jnp.concatenate(list(opened.values()))
-    score = jnp.concatenate([means[name] * (sizes[name] / saves[name]) for name in opened])
-    order = jnp.lexsort((jax.random.uniform(key, score.shape), score, ~flags))  # units are few: a sort costs nothing
-    member = np.concatenate([np.full(n, i, np.int32) for i, n in enumerate(counts.values())])
-    gone = jnp.where(flags[order, None], jax.nn.one_hot(jnp.asarray(member)[order], len(counts)), 0)
-    gone = jnp.concatenate([jnp.zeros((1, len(counts))), jnp.cumsum(gone, axis=0)])
-    start = jnp.stack([jnp.sum(leaf, dtype=jnp.float32) for leaf in opened.values()])
-    left = (start - gone) / jnp.array(list(counts.values()), jnp.float32)
-    reached = cost.of({name: left[:, i] for i, name in enumerate(counts)})
-    goal = (1 - target) * cost.dense(tuple(counts))
-    drop = jnp.argmin(jnp.abs(reached - goal))
-    flags = flags.at[order].set(flags[order] & (jnp.arange(flags.size) >= drop))
-    ends = np.cumsum(list(counts.values()))[:-1]
-    return dict(zip(opened, jnp.split(flags, ends), strict=True))
-
-
-def _close_n_of_m(part: Part, flat: Leaves, values: Leaves, target: jax.Array, key: jax.Array) -> Leaves:
-    """n:m, reached one by one: a target of t closes floor(t * m) of every m, and never more than m - n.
-
-    Every mask on the way is exact, m-1:m, m-2:m, ..., and never ahead of the schedule. The pattern leaves a kernel no
-    choice of how many, so the scope plays no part.
-    """
-    n, m = part.structure.sizes
-    closed = jnp.minimum(m - n, jnp.floor(target * m * (1 + 2.5e-7)))  # k / m as a float32, times m, may be below k
-    new = {}
-    for l, name in enumerate(part.names):
-        axis = part.inputs % flat[name].ndim
-        gate, score = (jnp.moveaxis(x[name], axis, 0) for x in (flat, values))
-        runs = (gate.shape[0] // m, m, *gate.shape[1:])
-        noise = jax.random.uniform(jax.random.fold_in(key, l), runs)  # for the ties
-        ranked = jnp.where(gate, score, -jnp.inf).reshape(runs)  # what is closed already counts, and goes first
-        place = jnp.argsort(jnp.lexsort((noise, ranked), axis=1), axis=1)
-        new[name] = jnp.moveaxis(gate & (place >= closed).reshape(gate.shape), 0, axis)
-    return new
