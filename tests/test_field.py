@@ -9,7 +9,7 @@ import pytest
 import prune_jax as pj
 from prune_jax.methods import l0, obert
 from prune_jax.methods import variational_dropout as vd
-from prune_jax.pruning import distribution, transform
+from prune_jax.pruning import distribution, stepping
 from prune_jax.pruning import plan as plan_lib
 
 RNG = np.random.default_rng(1)
@@ -266,7 +266,7 @@ def test_a_sampled_step_takes_the_derivative_of_the_loss_at_its_sample(method):
     state = tx.init(params)
     kernel = {"kernel": params["kernel"]}
     trainable = {label: {"kernel": tree["kernel"]} for label, tree in state.trainable.items()}
-    key = transform.sampling_key(state.key, state.step)
+    key = stepping.sampling_key(state.key, state.step)
     gates = {"kernel": pj.gates(state)["kernel"]}
 
     def whole(p):

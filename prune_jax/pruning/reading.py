@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from prune_jax.pruning import gates as gates_lib
 from prune_jax.pruning import trees
 from prune_jax.pruning.method import Method
-from prune_jax.pruning.transform import PruneState, sampling_key
+from prune_jax.pruning.stepping import PruneState, sampling_key
 
 Tree = Any
 
