@@ -41,7 +41,7 @@ def test_the_end_says_what_was_kept_what_it_weighs_and_what_comes_next():
     text = "\n".join(telling.closing_lines(SUMMARY | {"cost": cost}, Path("out"), bert))
     for part in (
         "best accuracy 0.7760 at 90.00% sparsity (epoch 9); dense start 0.7890 (-0.0130)",
-        "to compare with a dense run of the same length, repeat it with --config.pruning.method=baseline",
+        "to compare with a dense run of the same length: repeat it with --config.pruning.method=baseline",
         "weights 1,500 -> 600 that are not closed; cut out, 6,000 -> 900 bytes and 2.00 -> 0.50 ms per 8 examples",
         "plots in out/plots",
         "next: prune-jax compress out out.pjx",

@@ -15,7 +15,7 @@ from prune_jax.config.schedules import sparsity_schedule
 from prune_jax.files import read_json, write_json
 
 # Keys that say where data lies. Another value is the same data where the examples are.
-_PLACES = ("data.source", "data.dir", "data.train", "data.eval", "data.hub_name", "data.hub_config", "data.tokenizer")
+PLACES = ("data.source", "data.dir", "data.train", "data.eval", "data.hub_name", "data.hub_config", "data.tokenizer")
 _FILE = "data.json"
 
 
@@ -35,11 +35,16 @@ def note_data(workdir: Path, data: str) -> None:
     write_json(workdir / _FILE, {"sha256": data})
 
 
+def data_of(workdir: Path) -> str:
+    """The fingerprint that note_data has kept; "" where there is none."""
+    path = workdir / _FILE
+    return str(read_json(path).get("sha256", "")) if path.is_file() else ""
+
+
 def without_moved_data(workdir: Path, differing: Sequence[str], data: str) -> list[str]:
     """The keys that differ, without those that say where the same data lies."""
-    path = workdir / _FILE
-    moved = set(differing) & set(_PLACES)
-    if moved and data and path.is_file() and read_json(path).get("sha256") == data:
+    moved = set(differing) & set(PLACES)
+    if moved and data and data_of(workdir) == data:
         return [key for key in differing if key not in moved]
     return list(differing)
 

@@ -9,6 +9,7 @@ from prune_jax.config.schedules import sparsity_schedule
 from prune_jax.models import units
 from prune_jax.pruning import trees
 from prune_jax.pruning.select import portion
+from prune_jax.run import dense
 
 
 def parameter_overview(params, gates) -> list[str]:
@@ -92,18 +93,30 @@ def epoch_line(row: dict, metric_name: str, epochs: int, moved: bool) -> str:
     )
 
 
+def _against_dense(name: str, best: float, workdir: Path) -> str:
+    found = dense.neighbour(workdir)
+    if found is None:
+        return f"to compare with a dense run of the same length: {dense.command(workdir)}"
+    where = str(found.folder) + ("" if found.same_seed else f", seed {found.seed}")
+    return f"a dense run of the same length has {name} {found.metric:.4f} ({best - found.metric:+.4f}): {where}"
+
+
 def closing_lines(summary: dict, workdir: Path, model) -> list[str]:
-    """The end of a run: its metric beside the dense one, its size and speed, where the plots are, what comes next."""
-    name, best, dense = summary["metric_name"], summary["best_metric"], summary["dense_metric"]
+    """The end of a run: its metric beside the dense one, its size and speed, where the plots are, what comes next.
+
+    A run beside `workdir` that trained the dense network as long gives the level to compare with. Without one, the
+    command of such a run is recommended.
+    """
+    name, best, start = summary["metric_name"], summary["best_metric"], summary["dense_metric"]
     line = f"best {name} {best:.4f} at {100 * summary['best_sparsity']:.2f}% sparsity (epoch {summary['best_epoch']})"
     pruned = summary["best_sparsity"] > 0
     if pruned:
         line += (
-            f"; dense start {dense:.4f} ({best - dense:+.4f})" if dense is not None else "; no dense epoch before it"
+            f"; dense start {start:.4f} ({best - start:+.4f})" if start is not None else "; no dense epoch before it"
         )
     lines = [line]
     if pruned:
-        lines.append("to compare with a dense run of the same length, repeat it with --config.pruning.method=baseline")
+        lines.append(_against_dense(name, best, workdir))
     if (sparsity := summary["sparsity"]) > 0:
         closed = round(sparsity * summary["num_prunable"])
         left = summary["num_params"] - closed
