@@ -11,7 +11,6 @@ import functools
 import itertools
 import json
 import platform
-import types
 from pathlib import Path
 
 import jax
@@ -57,7 +56,7 @@ def main():
         return evaluate.dataset_columns(functools.partial(step, params, gates), dataset, 64)["eval_metric"]
 
     done = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    known = [tuple(line[name] for name in _KEY) for line in done]
+    known = [tuple(line[name] for name in _KEY) for line in done if line["examples"] == args.examples]
     dense = next((line["dense"] for line in done), None) or measure(params, gates)
     device = platform.processor() or platform.machine()
     for case in cases(args.seeds):
@@ -71,8 +70,7 @@ def main():
         shapes = units.gate_shapes(model, structure)
         plan = state_lib.make_plan(model, shapes, structure, "local")
         opened = jax.tree.map(lambda leaf: jax.numpy.ones(leaf.shape, bool), shapes)
-        start = types.SimpleNamespace(params=params, gates=opened)
-        new, own, entry = oneshot.prune(config, model, plan, start, dataset, print)
+        new, own, entry = oneshot.prune(config, model, plan, params, opened, dataset, print)
         line = dict(zip(_KEY, case, strict=True)) | {"examples": args.examples, "dense": dense}
         line |= {"metric": measure(new, own), "closed": gates_lib.sparsity(own), "seconds": entry["seconds"]}
         if structure == "head+ffn":

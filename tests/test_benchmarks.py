@@ -20,7 +20,16 @@ TINY = {  # benchmark: arguments under which it takes seconds
     "prune_step": ["--width=16", "--kernels=2", "--batch=4", "--repeats=1", "--clip"],
     "codec": ["--layers=ffn", "--sparsities=0.98", "--entries=4"],
 }
-LONG = ["credit", "first_closing", "gated_step", "kills", "program_cut", "spt_step"]
+LONG = [
+    "credit",
+    "first_closing",
+    "gated_step",
+    "kills",
+    "oneshot_calibration",
+    "oneshot_decoder",
+    "program_cut",
+    "spt_step",
+]
 WITH_TORCH = ["inference", "oneshot_layer", "train_step"]
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from prune_jax import __main__ as command_line
+from prune_jax.data import language
 from prune_jax.export import decoder as io
-from prune_jax.run.commands import oneshot as command
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -61,8 +61,8 @@ def test_a_checkpoint_becomes_a_pruned_one_that_transformers_loads(checkpoint, t
 def test_the_perplexity_is_that_of_transformers(checkpoint, tmp_path):
     assert command_line.main(flags(checkpoint, tmp_path / "out", "--method=wanda", "--sparsity=0.25")) == 0
     summary = json.loads((tmp_path / "out" / "oneshot.json").read_text())
-    tokens = [WORDS.index(word) for word in command.read_texts([str(checkpoint / "text")]).split()]
-    held = command.windows(np.array(tokens[1080:]), 24)
+    tokens = [WORDS.index(word) for word in language.read_texts([checkpoint / "text"]).split()]
+    held = np.array(tokens[1080:]).reshape(-1, 24)
     assert summary["evaluated_tokens"] == held.size
     for folder, key in ((checkpoint, "metric_before"), (tmp_path / "out", "metric_after")):
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -74,12 +74,12 @@ def test_the_perplexity_is_that_of_transformers(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--structure=3:5",), "layer_0/query/kernel: 3:5 does not divide its 16 inputs"),
-        (("--examples=9999",), "--examples is 9999, of --length 24; the text has 45 such windows"),
-        (("--length=700",), "--examples is 16, of --length 700"),
+        (("--structure=3:5",), "--structure=3:5: layer_0/attention_output/kernel: 3:5 does not divide axis 0"),
+        (("--examples=9999",), "--examples is 9999; allowed: 1 to 45, the windows of 24 tokens"),
+        (("--length=700",), "--examples is 16; allowed: 1 to 1, the windows of 700 tokens"),
         (("--method=wanda", "--bits=4"), "--bits is 4; allowed with --method=wanda: 0"),
         (("--sparsity=2",), "--sparsity is 2.0; allowed: 0 to 1"),
-        (("--eval", "nowhere.txt"), "nowhere.txt cannot be read"),
+        (("--eval", "nowhere.txt"), "--eval is 'nowhere.txt'; there is no such file"),
         (("--structure=wheels",), "no groups of kind 'wheels'"),
     ],
 )

@@ -213,6 +213,27 @@ def test_a_refused_kernel_can_be_kept():
     closes_half(net, params, [normal(2, 4, 8)], ["a"], rules={"w": pj.KEEP})
 
 
+@pytest.mark.parametrize("flat", [False, True])
+def test_padding_counts_for_nothing_where_the_weights_say_so(flat):
+    """As the same rows without padding, also where a network flattens them; a pooled value counts whole."""
+
+    def net(p, x):
+        rows = x.reshape(-1, 6) if flat else x
+        rows = jax.nn.relu(rows @ p["up"]) @ p["down"]
+        return rows.reshape(*x.shape[:2], -1)[:, 0] @ p["pooled"]
+
+    params = {"up": normal(1, 6, 8), "down": normal(2, 8, 4), "pooled": normal(3, 4, 4)}
+    x, mask = normal(4, 2, 16, 9, 6), np.arange(9) < np.arange(1, 33).reshape(2, 16, 1) % 5 + 5
+    lengths = [[x[i, j : j + 1, : int(mask[i, j].sum())] for j in range(16)] for i in range(2)]
+    padded = jnp.where(mask[..., None], x, 7.0)
+    exact, _ = pj.oneshot(net, params, [one for batch in lengths for one in batch], pj.sparsegpt())
+    new, _ = pj.oneshot(net, params, list(padded), pj.sparsegpt(), weights=mask)
+    for name in params:
+        np.testing.assert_allclose(new[name], exact[name], atol=2e-4)
+    whole, _ = pj.oneshot(net, params, list(padded), pj.sparsegpt())
+    assert np.abs(whole["up"] - exact["up"]).max() > 0.01
+
+
 def test_sharded_weights_and_inputs_on_eight_devices():
     script = """
 import jax, jax.numpy as jnp, numpy as np, prune_jax as pj

@@ -159,6 +159,8 @@ def _check_values(config) -> None:
                 f"and at most config.model.max_positions ({model.max_positions})"
             )
             raise _fail("data.buckets", buckets, allowed)
+    if data.task == LANGUAGE and data.source != "text":
+        raise _fail("data.source", data.source, f"text with config.data.task={LANGUAGE}")
     if data.source in keys.FOLDERS:
         if not data.dir:
             raise UserError(
@@ -195,8 +197,6 @@ def _check_decoder(model) -> None:
 
 
 def _check_text(data) -> None:
-    if data.source != "text":
-        raise _fail("data.source", data.source, f"text with config.data.task={LANGUAGE}")
     if not data.train:
         raise UserError(
             f"config.data.train is empty; with config.data.task={LANGUAGE} it names a file or a folder of text"

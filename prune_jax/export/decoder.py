@@ -231,6 +231,18 @@ def load(folder: Path) -> tuple[DecoderConfig, Tree, Any]:
     return cfg, trees.nested(params, "/"), given["model.embed_tokens.weight"].dtype
 
 
+def dtype(folder: Path) -> Any:
+    """The dtype of the files of a checkpoint that can be loaded: that of its embedding."""
+    import safetensors
+
+    name = "model.embed_tokens.weight"
+    for path in _shards(folder):
+        with safetensors.safe_open(path, "numpy") as file:
+            if name in file.keys():  # noqa: SIM118, not a dict
+                return file.get_tensor(name).dtype
+    raise _fail(folder, [f"{name} is missing"])
+
+
 def write(folder: Path, source: Path, params: Tree, dtype: Any) -> None:
     """Fills an existing folder with the checkpoint in `source`, its weights replaced.
 

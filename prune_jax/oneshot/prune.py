@@ -60,6 +60,7 @@ def oneshot(
     target: str = "units",
     rules: Mapping[str, Rule] | None = None,
     correct: bool = False,
+    weights: Iterable[Any] | None = None,
     progress: Callable[[Done], None] | bool | None = None,
 ) -> tuple[Tree, Tree]:
     """Prunes a network from a few hundred examples, without training: (params, gates).
@@ -75,7 +76,7 @@ def oneshot(
     Args:
       fn: a function of params and inputs, as of pj.trace.
       params: a pytree of arrays: its kernels may be stacked for a scan, joined, cast, scaled, or sharded.
-      batches: each the inputs of one call, a tuple, or an array where there is one. Their padding counts as input.
+      batches: each the inputs of one call, a tuple, or an array where there is one.
       method: pj.sparsegpt(), pj.wanda(), pj.obs() or pj.magnitude().
       sparsity: the closed fraction of each kernel; of each group's units, where units close. n:m has its own.
       structure: unstructured, n:m over consecutive inputs (features, in a convolution), block:RxC, or groups of the
@@ -86,6 +87,8 @@ def oneshot(
         takes a second pass over the batches.
       rules: pattern -> Rule, as of pj.prune: what stays dense, and kernels with a sparsity or a structure of their own.
       correct: whether the survivors are solved for once more, by least squares against the dense layer's outputs.
+      weights: per batch an array, such as its mask (examples, tokens): what each place counts in the inputs of dense
+        layers that have these leading axes, flattened or not. Without, padding counts as input.
       progress: called with a Done per kernel; True for a line on the console, None for one if there is a terminal.
     Returns:
       params with closed weights at 0 and corrected survivors; gates, a tree like params: booleans per kernel that may
@@ -116,7 +119,8 @@ def oneshot(
         raise ValueError(f"target is 'flops'; allowed with structure={structure!r}: units")
     batches = list(batches)
     layouts = _layouts(params, method, usual, sparsity, dict(rules or {}))
-    walk = Walk(fn, params, batches, lambda name: name in layouts)
+    places = None if weights is None else list(weights)
+    walk = Walk(fn, params, batches, lambda name: name in layouts, places)
     if not walk.sites:
         raise ValueError(
             "there is nothing to prune: the network has no linear layer and no convolution that the rules do not keep; "
@@ -132,7 +136,8 @@ def oneshot(
     if target == "units":
         counts = {at: min(round(sparsity * r.group.size), r.group.size - 1) for at, r in found.items()}
     else:
-        rehearsal = _Job(Walk(fn, params, batches, lambda name: name in layouts), params, method, layouts, False, _mute)
+        again = Walk(fn, params, batches, lambda name: name in layouts, places)
+        rehearsal = _Job(again, params, method, layouts, False, _mute)
         counts = structured.share(graph, params, found, rehearsal.curves(found), sparsity)
     return job.close_groups(found, counts)
 

@@ -335,6 +335,18 @@ def _rows_key(op: Op, side: int) -> Any:
     return (window, *(params[word] for word in words), params["dimension_numbers"][0])
 
 
+def weighted(use: Use, weights: np.ndarray) -> tuple[int, ...] | None:
+    """The leading axes of a use's inputs along which weights lie, flattened or not; None where they lie along none."""
+    if use.op.name != "dot_general":
+        return None
+    contracted, batch = (axes[1 - use.side] for axes in use.op.eqn.params["dimension_numbers"])
+    shape = use.op.eqn.invars[1 - use.side].aval.shape
+    for axes in range(1, min([*contracted, *batch, len(shape)]) + 1):
+        if math.prod(shape[:axes]) == weights.size and shape[:axes] in (weights.shape, (weights.size,)):
+            return shape[:axes]
+    return None
+
+
 def number_of_rows(use: Use) -> int:
     """Over how many rows `moments` sums."""
     eqn = use.op.eqn
@@ -346,9 +358,17 @@ def number_of_rows(use: Use) -> int:
     return eqn.invars[0].aval.shape[lhs[0]] * math.prod(eqn.outvars[0].aval.shape[i] for i in out[2:])
 
 
-def moments(use: Use, value: jax.Array) -> jax.Array:
-    """(batch, inputs, inputs) float32, the sum of x x^T over the rows that a use reads."""
+def moments(use: Use, value: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+    """(batch, inputs, inputs) float32, the sum of x x^T over the rows that a use reads.
+
+    Args:
+      weights: of the leading axes of value, what each row counts; None for 1.
+    """
     eqn = use.op.eqn
+    if weights is not None:
+        value = value.astype(jnp.float32) * jnp.sqrt(weights).reshape(
+            weights.shape + (1,) * (value.ndim - weights.ndim)
+        )
     if use.op.name == "dot_general":
         contracted, batch = (axes[1 - use.side] for axes in eqn.params["dimension_numbers"])
         free = [i for i in range(value.ndim) if i not in (*contracted, *batch)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Literal
 
 from prune_jax.errors import first_line
@@ -28,11 +29,20 @@ class Walk:
       example: the shapes of the first batch.
     """
 
-    def __init__(self, fn: Callable, params: Tree, batches: Iterable[Any], wanted: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        fn: Callable,
+        params: Tree,
+        batches: Iterable[Any],
+        wanted: Callable[[str], bool],
+        weights: Iterable[Any] | None = None,
+    ) -> None:
         """Reads the function at the shapes of every batch, and holds the batches at its start.
 
+        Args:
+          weights: of each batch, what its places count; None for 1.
         Raises:
-          ValueError: there is no batch, or one that the function does not take.
+          ValueError: there is no batch, one that the function does not take, or weights that do not fit.
         """
         self._weights: list[Any] = list(jax.tree.leaves(params))
         self._flats: dict[Any, tuple[Flat, list[Site]]] = {}
@@ -59,8 +69,12 @@ class Walk:
             self._envs.append(dict(zip(flat.inputs, map(jnp.asarray, jax.tree.leaves(inputs)), strict=True)))
         if not self._envs:
             raise ValueError("there is no batch; allowed: at least one")
+        self._places = _checked(weights, len(self._envs))
         self.sites = self._of[0][1]
         for i, (_, sites) in enumerate(self._of):
+            held = self._places[i]
+            if held is not None and not any(uses_lib.weighted(use, held) for site in sites for use in site.uses):
+                raise ValueError(f"weights has shape {held.shape} with batch {i}; no dense layer's inputs lead with it")
             if [_names(site) for site in sites] != [_names(site) for site in self.sites]:
                 raise ValueError(f"with the shapes of batch {i} the network uses its kernels in another order")
 
@@ -80,29 +94,39 @@ class Walk:
     def moments(self, site: int) -> jax.Array:
         """(batch, inputs, inputs) float32, the mean of x x^T over what a site reads; moves all batches up to it.
 
+        Values whose leading axes are those of the weights count by them, others whole.
+
         Raises:
           ValueError: the inputs are not finite, with the kernel and the batch.
         """
-        total, rows, finite = None, 0, []
+        total, rows, finite = None, 0.0, []
         for i in range(self.number):
             flat, sites = self._of[i]
             self._advance(i, flat, sites[site].first)
             uses = sites[site].uses
             targets = list(dict.fromkeys(use.inputs for use in uses if not isinstance(use.inputs, Literal)))
             ops, leaves = flat.slice(targets, self._envs[i])
-            told = tuple((use.site[1], use.op.key, use.side, _place(use.inputs, targets)) for use in uses)
+            places = self._places[i]
+            along = [None if places is None else uses_lib.weighted(use, places) for use in uses]
+            told = tuple(
+                (use.site[1], use.op.key, use.side, _place(use.inputs, targets), axes)
+                for use, axes in zip(uses, along, strict=True)
+            )
             fn, ordered = self._function(flat, ops, leaves, targets, told, uses)
             if total is None:
                 width = sites[site].pieces[0].entries.shape
                 total = jnp.zeros((width[0], width[2], width[2]), jnp.float32)
-            total, ok = fn(total, *(self._given(i, flat, number) for number in ordered))
+            held = None if places is None else jnp.asarray(places)
+            total, ok = fn(total, held, *(self._given(i, flat, number) for number in ordered))
             finite.append(ok)
-            rows += sum(map(uses_lib.number_of_rows, uses))
+            for use, axes in zip(uses, along, strict=True):
+                share = 1.0 if places is None or axes is None else float(places.mean())
+                rows += share * uses_lib.number_of_rows(use)
         for i, ok in enumerate(jax.device_get(finite)):
             if not ok:
                 raise ValueError(f"the inputs of {self.sites[site].pieces[0].name} are not finite in batch {i}")
         assert total is not None
-        return total / max(rows, 1)
+        return total / (rows or 1)
 
     def _given(self, i: int, flat: Flat, number: int) -> Any:
         if number < len(self._weights):
@@ -134,8 +158,8 @@ class Walk:
     ) -> tuple[Any, list[int]]:
         """(a compiled function of the values of `ordered`, `ordered`).
 
-        It returns the targets; with uses, it takes a sum of moments first and returns it with those of its uses added,
-        and whether they are finite.
+        It returns the targets; with uses, it takes a sum of moments and the weights of a batch first, and returns the
+        sum with those of its uses added, and whether they are finite.
         """
         numbers: dict[int, int] = {}
         listed = []
@@ -157,17 +181,30 @@ class Walk:
                 flat_lib.run(ops, env)
                 return [env[n] for n in targets]
 
-            def summed(total: jax.Array, *values: Any) -> tuple[jax.Array, jax.Array]:
+            def summed(total: jax.Array, places: Any, *values: Any) -> tuple[jax.Array, jax.Array]:
                 env = dict(zip(targets, evaluate(values), strict=True))
                 new = jnp.zeros_like(total)
-                for use in uses:
+                for use, (*_, axes) in zip(uses, told, strict=True):
                     x = jnp.asarray(use.inputs.val) if isinstance(use.inputs, Literal) else env[use.inputs]
-                    new = new + uses_lib.moments(use, x)
+                    new = new + uses_lib.moments(use, x, None if axes is None else places.reshape(axes))
                 return total + new, jnp.isfinite(new).all()
 
             plain = lambda *values: evaluate(values)  # noqa: E731
             self._compiled[key] = jax.jit(summed, donate_argnums=0) if uses else jax.jit(plain)
         return self._compiled[key], ordered
+
+
+def _checked(weights: Iterable[Any] | None, batches: int) -> list[np.ndarray | None]:
+    """The weights of each batch, float32; None where there are none."""
+    if weights is None:
+        return [None] * batches
+    held = [np.asarray(one, np.float32) for one in weights]
+    if len(held) != batches:
+        raise ValueError(f"weights has {len(held)} arrays; allowed: {batches}, one per batch")
+    for i, one in enumerate(held):
+        if not (np.isfinite(one) & (one >= 0)).all() or not one.any():
+            raise ValueError(f"weights has numbers of batch {i} that are no weights; allowed: from 0 on, not all 0")
+    return [*held]
 
 
 def _place(number: Any, targets: list[int]) -> Any:

@@ -4,12 +4,10 @@ Everything the run does is a function of its config: the data order, dropout, sa
 `train.seed` and the step, so a run that is stopped and resumed ends with the numbers of an undisturbed one.
 """
 
-import contextlib
 import functools
 import itertools
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,53 +17,18 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prune_jax import config as config_lib
-from prune_jax import files, methods, models, report
+from prune_jax import files, methods, report
 from prune_jax.config import schedules
 from prune_jax.data import batching
 from prune_jax.errors import Collapsed, Diverged, Stopped, UserError
-from prune_jax.models import units
 from prune_jax.pruning import gates as gates_lib
 from prune_jax.pruning.method import Method
-from prune_jax.run import checkpoint, continuing, distill, evaluate, fitting, initial, inputs, oneshot, optim, telling
+from prune_jax.run import checkpoint, continuing, distill, evaluate, inputs, oneshot, optim, telling
 from prune_jax.run import cost as cost_lib
+from prune_jax.run import network as network_lib
 from prune_jax.run import state as state_lib
 from prune_jax.run import workdir as workdir_lib
-
-
-@contextlib.contextmanager
-def _stop_requests():
-    """Yields a list that receives the first SIGINT or SIGTERM; a second signal acts as it would without us."""
-    received: list[int] = []
-    previous = {}
-
-    def restore():
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    def note(number, frame):
-        received.append(number)
-        restore()
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        restore()
-
-
-@contextlib.contextmanager
-def _closing(resource):
-    """Closes what it is given, but not after a second Ctrl-C: closing waits for a save that nobody may finish."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise
-    except BaseException:
-        resource.close()
-        raise
-    resource.close()
+from prune_jax.run.stopping import catch_stop_requests, closing
 
 
 def _shardings(batch_size: int, parts: int) -> tuple[NamedSharding, NamedSharding]:
@@ -230,34 +193,16 @@ class _Loop:
 
     def prune_at_once(self) -> None:
         """Prunes without training, before the first step: config.oneshot. It starts anew if it is cut short."""
-        state, config, name = self.state, self.config, self.dataset.task.metrics[0]
-        start, before = time.perf_counter(), self.evaluate(self.state.params, self.state.gates)["eval_metric"]
-        params, gates, entry = oneshot.prune(config, self.model, self.plan, state, self.dataset, self.console.log)
+        params, gates, entry, row = oneshot.begin(
+            self.config, self.model, self.plan, self.state, self.dataset, self.evaluate, self.console.log
+        )
         network = jax.device_put({"params": params, "gates": gates}, self.replicated)
-        sparsity = self.sparsity
-        self.become(state.replace(**network))
-        measured = self.evaluate(self.state.params, self.state.gates)
-        entry |= {"metric_before": before, "metric_after": measured["eval_metric"]}
         files.write_json(self.workdir / "oneshot.json", entry)
         self.progress["oneshot"] = {key: value for key, value in entry.items() if key != "layers"}
-        if sparsity == 0:
-            self.progress["dense_metric"] = before
-        self.console.log(
-            f"one shot  {config.oneshot.method}: {name} {before:.4f} -> {measured['eval_metric']:.4f} at "
-            f"{100 * self.sparsity:.2f}% sparsity, {entry['seconds']:.1f} s"
-        )
-        if config.train.epochs == 0 or config.pruning.method in methods.ONESHOT:
-            row = {
-                "epoch": 0,
-                "step": 0,
-                "train_loss": math.nan,
-                **measured,
-                "sparsity": self.sparsity,
-                "target_sparsity": self.schedule(0) if config.pruning.method in methods.ONESHOT else self.sparsity,
-                "seconds": time.perf_counter() - start,
-                "metric_before_pruning": before,
-                "sparsity_before_pruning": sparsity,
-            }
+        if self.sparsity == 0:
+            self.progress["dense_metric"] = entry["metric_before"]
+        self.become(self.state.replace(**network))
+        if row:
             best = {"epoch": 0, "sparsity": self.sparsity, "metric": row["eval_metric"]}
             self.progress |= {"best": best, "final": row, "seconds": row["seconds"]}
             self.writer.write(row)
@@ -302,7 +247,7 @@ class _Loop:
         progress["epoch_seconds"] = time.perf_counter() - start
 
     def evaluate(self, params, gates) -> dict[str, float]:
-        eval_step = functools.partial(self.eval_step, params, gates)
+        eval_step = functools.partial(self.eval_step, *jax.device_put((params, gates), self.replicated))
         return evaluate.dataset_columns(eval_step, self.dataset, self.config.train.eval_batch_size, self.rows)
 
     def finish_epoch(self) -> None:
@@ -406,9 +351,9 @@ class _Loop:
 
     def run(self) -> dict:
         with (
-            _closing(self.checkpoints),
-            _closing(self.writer),
-            _stop_requests() as stop_requests,
+            closing(self.checkpoints),
+            closing(self.writer),
+            catch_stop_requests() as stop_requests,
         ):
             if self.config.oneshot.method and self.progress["oneshot"] is None:
                 self.prune_at_once()
@@ -451,14 +396,14 @@ def train_and_evaluate(config, workdir, method_of: Callable[..., Method] = metho
     dataset = inputs.load_data(config)
     label_names = config.data.label_names  # of the user; those that are found are no answer
     config = inputs.with_found(config, dataset.task)
-    _check_vocabulary(config, dataset)
+    network_lib.check_vocabulary(config, dataset)
     teacher = distill.load(config, dataset, label_names)
-    network = _network(config, dataset, method_of)
+    network = network_lib.made(config, dataset, method_of)
     workdir = Path(workdir)
     config_json, read = config_lib.to_json(config), continuing.fingerprint(dataset)
     start = None  # read before anything on disk moves; a pretraining's network is there only later
     if config.model.init_from and not workdir_lib.resumes(workdir, config_json, read):
-        start = _start(config, dataset, network, label_names)
+        start = network_lib.start(config, dataset, network[0], label_names)
     resuming = workdir_lib.prepare(workdir, config_json, console.log, read)
     with workdir_lib.room(workdir):
         console.attach(workdir)
@@ -477,49 +422,11 @@ def train_and_evaluate(config, workdir, method_of: Callable[..., Method] = metho
             dataset, line = distill.teach(teacher, config, dataset, shardings[1])
             console.log(line)
         if config.model.init_from and start is None and not resuming:
-            start = _start(config, dataset, network, label_names)
+            start = network_lib.start(config, dataset, network[0], label_names)
         summary = _Loop(config, dataset, network, start, workdir, console, resuming, shardings, teacher).run()
         for line in telling.closing_lines(summary, workdir, network[0]):
             console.log(line)
         return summary
-
-
-def _network(config, dataset, method_of: Callable[..., Method]) -> tuple:
-    """(the model, the method, the plan) of a resolved config. UserError where they do not fit each other."""
-    model = models.create(config, dataset.task, config.model.vocab_size or dataset.vocab_size)
-    method, structure = method_of(config), config_lib.structure(config)
-    try:
-        gates = units.gate_shapes(model, structure)
-        plan = state_lib.make_plan(model, gates, structure, config.pruning.scope)
-        jax.eval_shape(lambda gates: method.init({}, gates, plan), gates)
-    except ValueError as error:
-        raise UserError(f"config.pruning.structure={structure}: {error}") from error
-    return model, method, plan
-
-
-def _check_vocabulary(config, dataset) -> None:
-    """Checks that the network has a row for each token, and reads the tokens that it was trained on."""
-    rows, tok, source = config.model.vocab_size, dataset.tokenizer, config.model.init_from
-    if tok is None:
-        return
-    if source:
-        fitting.check_tokens(f"config.model.init_from={source!r}", inputs.describe(source)[1], rows, tok)
-    elif rows not in (None, tok.vocab_size):
-        raise UserError(
-            f"config.model.vocab_size is {rows}, but the tokenizer has {tok.vocab_size} tokens ({tok.origin}); "
-            "allowed: as many (leave the key unset to follow it)"
-        )
-
-
-def _start(config, dataset, network, label_names) -> initial.Start:
-    cfg, model = config.model, network[0]
-    what, structure = f"config.model.init_from={cfg.init_from!r}", config_lib.structure(config)
-
-    def order(params):
-        return fitting.class_order(what, model, params, dataset, config.train.eval_batch_size, label_names)
-
-    labels = dataset.task.labels
-    return initial.start(cfg.init_from, cfg.init_checkpoint, model, labels, structure, cfg.keep_zeros, order)
 
 
 def _pretrained(config, workdir: Path, console):

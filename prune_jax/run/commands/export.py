@@ -111,13 +111,13 @@ def export(
             raise UserError(f"--length is {length}; allowed: {f'1 to {longest}' if longest else 'none, with images'}")
     with files.write_folder(target, replace=True) as folder:
         if form == "hf":
-            padding = checkpoint.padding(run / "tokenizer")
-            config, tensors, notes = checkpoint.describe(
-                network.params, network.gates, model.cfg, labels, shrink, padding
+            summary, made = (
+                files.read_json(path) if (path := run / name).is_file() else {}
+                for name in ("summary.json", "provenance.json")
             )
-            written = checkpoint.write(folder, config, tensors, run / "tokenizer")
-            _write_card(folder, run, kind, tensors, model, place or target.name)
-            return written | {"notes": notes}
+            words, own = made.get("command"), (network.params, network.gates, model, labels, shrink)
+            command = shlex.join(map(str, words)) if isinstance(words, list) else ""
+            return write_bert(folder, *own, run / "tokenizer", place or target.name, kind, summary, command)
         written = stablehlo.write(folder, model, network.params, network.gates, task, labels, int8, shrink, lengths)
         if written["max_length"]:
             checkpoint.write_tokenizer(folder, run / "tokenizer", written["max_length"])
@@ -137,24 +137,42 @@ def _decoder(run: Path, target: Path, network: runs.Network, cfg) -> dict:
     return described | {"notes": []}
 
 
-def _write_card(folder: Path, run: Path, kind: str, tensors: dict, model, place: str) -> None:
+def write_bert(
+    folder: Path,
+    params: dict,
+    gates: dict,
+    model,
+    labels: Sequence[str],
+    shrink: bool,
+    tokenizer: Path,
+    place: str,
+    kind: str,
+    summary: dict,
+    command: str = "",
+) -> dict:
+    """Fills an existing folder with a checkpoint and its card.
+
+    Args:
+      params, gates: of the Bert `model`; labels, shrink: as checkpoint.describe's; tokenizer: as checkpoint.write's.
+      place, kind, summary, command: as card.write's.
+    Returns:
+      Its config.json, with `notes` on what stays at full width.
+    """
     from prune_jax import files
-    from prune_jax.export import card
+    from prune_jax.export import card, checkpoint
     from prune_jax.export.names import tensor_name
     from prune_jax.models import units
     from prune_jax.pruning import trees
 
+    padding = checkpoint.padding(tokenizer)
+    config, tensors, notes = checkpoint.describe(params, gates, model.cfg, labels, shrink, padding)
+    config = checkpoint.write(folder, config, tensors, tokenizer)
     gated = trees.by_name(units.gate_shapes(model, "unstructured"))
     kernels = dict.fromkeys(tensor_name(tuple(name.split("/")), model.cfg.architecture or "bert") for name in gated)
-    summary, made = (
-        files.read_json(path) if (path := run / name).is_file() else {} for name in ("summary.json", "provenance.json")
-    )
     size = (folder / "model.safetensors").stat().st_size
-    words = made.get("command")
-    command = shlex.join(map(str, words)) if isinstance(words, list) else ""
-    config = files.read_json(folder / "config.json")
     text = card.write(config, card.zeros(tensors, kernels), size, place, kind, summary, command)
     files.write_text(folder / "README.md", text)
+    return config | {"notes": notes}
 
 
 def main(argv: Sequence[str]) -> None:

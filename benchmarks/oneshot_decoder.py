@@ -1,0 +1,59 @@
+"""Perplexity of a decoder pruned in one shot: methods by sparsities and n:m, through the command prune-jax oneshot.
+
+    python -m benchmarks.oneshot_decoder CHECKPOINT TEXT --out=LINES.jsonl [--examples=32] [--length=512] [--most=N]
+
+The text's first nine tenths are pruned on, the last tenth is evaluated. A line is a network, and those that are in the
+file already are not measured again.
+"""
+
+import argparse
+import itertools
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+CASES = (("unstructured", 0.6), ("2:4", 0.5), ("4:8", 0.5), ("unstructured", 0.5))
+METHODS = ("sparsegpt", "wanda", "magnitude")
+KEPT = ("metric_before", "metric_after", "evaluated_tokens", "seconds", "nonzero_weights", "weights")
+
+
+def main() -> None:
+    """Measures the lines that are missing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--examples", type=int, default=32)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--most", type=int, default=1000, help="lines to measure in this call")
+    args = parser.parse_args()
+    done = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    known = {(line["method"], line["structure"], line["sparsity"], line["examples"], line["length"]) for line in done}
+    cases = [(m, *case, args.examples, args.length) for case, m in itertools.product(CASES, METHODS)]
+    for case in [case for case in cases if case not in known][: args.most]:
+        method, structure, sparsity = case[:3]
+        with tempfile.TemporaryDirectory() as scratch:
+            out, start = Path(scratch) / "out", time.monotonic()
+            flags = [f"--method={method}", f"--structure={structure}", f"--sparsity={sparsity}"]
+            flags += [f"--examples={args.examples}", f"--length={args.length}", f"--data={args.text}"]
+            subprocess.run(
+                [sys.executable, "-m", "prune_jax", "oneshot", str(args.checkpoint), str(out), *flags], check=True
+            )
+            summary = json.loads((out / "oneshot.json").read_text())
+            shutil.rmtree(out)
+        line = dict(zip(("method", "structure", "sparsity", "examples", "length"), case, strict=True))
+        line |= {name: summary[name] for name in KEPT} | {"whole_seconds": round(time.monotonic() - start, 1)}
+        line |= {"error": max(layer["error"] for layer in summary["layers"])}
+        line |= {"machine": platform.processor() or platform.machine()}
+        with open(args.out, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
