@@ -43,8 +43,8 @@ def interleaved(cases: dict[str, Callable], repeats: int, clock: str = "wall") -
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
-def report(**fields) -> None:
-    """Prints one JSON line: the measurement, then the machine and the versions."""
+def line(**fields) -> str:
+    """A measurement as JSON: its fields, then the machine and the versions."""
     cpu = next(
         (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.processor(),
@@ -52,7 +52,12 @@ def report(**fields) -> None:
     device = jax.devices()[0]
     versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "numpy")}
     where = {"device": device.device_kind, "cpu": cpu, "cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d")}
-    print(json.dumps({**fields, **where, "versions": versions}), flush=True)
+    return json.dumps({**fields, **where, "versions": versions})
+
+
+def report(**fields) -> None:
+    """Prints one JSON line: the measurement, then the machine and the versions."""
+    print(line(**fields), flush=True)
 
 
 def _lines(path: str) -> list[str]:
