@@ -9,7 +9,6 @@ one are left out, and one that was stopped goes on where it was, so the same com
 """
 
 import argparse
-import json
 import shutil
 import subprocess
 from pathlib import Path
