@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import plot_readme
+from benchmarks import field_page, plot_readme
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "results"
@@ -186,3 +186,24 @@ def test_the_picture_shows_the_table(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["plot_readme", f"--out={tmp_path / 'picture.png'}"])
     plot_readme.main()
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_of_the_field_is_what_its_command_makes_of_the_rows():
+    rows = rows_of("field.jsonl")
+    assert (PAGES / "field.md").read_text(encoding="utf-8") == field_page.page(rows)
+
+
+def test_the_page_of_the_field_says_what_is_measured():
+    common = {"task": "mrpc", "holdout": 0, "examples": 0, "cores": 2, "cpu": "CPU", "commit": "abc", "steps": 2300}
+    rows = [
+        {**common, "method": method, "level": 90.0, "seed": seed, "metrics": {"accuracy": 0.7 + seed / 10, "f1": 0.8}}
+        for seed in (0, 1)
+        for method in field_page.NAMES
+    ]
+    rows.append({**common, "method": "gmp", "level": 97.0, "seed": 0, "metrics": {"accuracy": 0.5, "f1": 0.6}})
+    rows.append({**rows[-1], "level": 95.0, "examples": 64})  # a try, which is no row of the table
+    text = field_page.page(rows)
+    assert "7 of the table's 24 cells are measured" in text and "with 2 of 3 seeds at most" in text
+    assert "- at 90 % the most accurate is" in text and "at 97 % the most" not in text
+    assert "| GMP\\*: magnitude | | 0.750 ± 0.071 | | 0.500 | 2,300 | 0, 1 |" in text
+    assert "- GMP\\*: magnitude: 80 %, 95 %\n" in text
