@@ -1,6 +1,7 @@
 """pj.prune: the steps by hand, exact zeros, rules, restored states, and networks and loops of every kind."""
 
 import functools
+import re
 from typing import NamedTuple
 
 import jax
@@ -681,3 +682,43 @@ def test_a_donated_state_takes_nothing_with_it():
         params = make_params()
         assert pj.sparsity(step(params, tx.init(params))[1]) == pytest.approx(0.5)
     assert not seed.is_deleted()
+
+
+@pytest.mark.parametrize("name", ["magnitude", "sensitivity", "platon"])
+def test_a_donated_step_copies_no_weights(name):
+    """A copy of the weights beside the scores made PLATON's step a tenth longer."""
+    params = {"kernel": jnp.ones((24, 40))}
+    tx = pj.prune(optax.adam(1e-2), getattr(pj, name)(), pj.constant(0.5))
+
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, tx.init(params), params).compile().as_text()
+    entry = compiled[compiled.index("\nENTRY ") :]
+    assert "f32[24,40]" in entry and not re.findall(r"f32\[24,40\]\S* copy\(", entry)
+
+
+def test_a_method_that_reads_the_weights_after_the_step_measures_the_step():
+    """Such a one, too: its state is made before the gates are updated, of the same step."""
+
+    def after_step(info, state):
+        return {"scores": jax.tree.map(lambda new, old: -jnp.abs(new - old), *(
+            gates_lib.kernels(tree, info.gates) for tree in (info.params, info.params_before)
+        ))}  # fmt: skip
+
+    def prune(info):
+        return pj.Pruned(info.plan.close(info.gates, info.state["scores"], info.target, info.key))
+
+    def init(params, gates, plan):
+        return {"scores": gates_lib.zeros(gates)}
+
+    method = pj.Method("still", init=init, after_step=after_step, prune=prune)
+    params = {"kernel": jnp.arange(1.0, 9.0).reshape(2, 4)}
+    grads = {"kernel": jnp.array([[5.0, 1, 6, 2], [7, 3, 8, 4]])}  # the farthest moved close first
+    tx = pj.prune(optax.sgd(0.1), method, pj.constant(0.5))
+    updates, state = jax.jit(tx.update)(grads, tx.init(params), params)
+    np.testing.assert_array_equal(pj.gates(state)["kernel"], grads["kernel"] < 4.5)
+    np.testing.assert_allclose(state.method["scores"]["kernel"], -0.1 * grads["kernel"], rtol=1e-5)
+    moved = (params["kernel"] - 0.1 * grads["kernel"]) * pj.gates(state)["kernel"]
+    np.testing.assert_allclose(optax.apply_updates(params, updates)["kernel"], moved, rtol=1e-6)

@@ -217,22 +217,25 @@ class _Pruning:
         simple = cheap and not state.trainable and not method.regrows
         # A loop of one turn or none, since a conditional would copy what it hands through. What it reads are the step's
         # inputs, where they are enough to take the step again: to keep its results for a turn that is rarely taken
-        # costs more than a step. A method's own state is then that of the step after the loop.
+        # costs more than a step. A method's own state is made before it all the same. It is written in any case, and
+        # after it nothing but the step reads the weights, which need no copy then. Of a step whose results are left
+        # out here the compiler takes what after_step reads, which is the gradient and the weights before the step.
         after = None if simple else step.taken(state.gates)
+        measured = state.method if method.after_step is None else (after or step.taken(state.gates)).method
 
         def turn(carry: tuple) -> tuple:
             gates = carry[1]
             done = step.taken(gates) if after is None else after
             due = self.timing.due(count)
-            own_state = method.end_period(done.method) if method.end_period else done.method
-            own_state = jax.tree.map(lambda new, old: jnp.where(due, new, old), own_state, done.method)
+            own_state = method.end_period(measured) if method.end_period else measured
+            own_state = jax.tree.map(lambda new, old: jnp.where(due, new, old), own_state, measured)
             info = PruneInfo(
                 key=jax.random.fold_in(jax.random.fold_in(step.key, 2), count),
                 step=count,
                 params=optax.apply_updates(step.params, done.updates),
                 gates=gates,
                 trainable=done.trainable,
-                state=done.method,
+                state=measured,
                 target=jnp.asarray(self.timing.target(count), jnp.float32),
                 exact=due,
                 plan=step.plan,
@@ -244,12 +247,12 @@ class _Pruning:
         due = self.timing.due(count)
         if method.every:
             due = due | ((count % method.every == 0) & (self.timing.target(count) > 0))
-        gates, was_open, own_state, rewritten = state.gates, state.gates, {} if after is None else after.method, None
+        gates, was_open, own_state, rewritten = state.gates, state.gates, {} if simple else measured, None
         if self.schedule is not None:
             gates, was_open, own_state, rewritten = _once(due, turn, state.gates, own_state, after, step.params)
         if after is None:
             after = step.taken(was_open)  # gates that the loop hands out: taken after it, the step is taken in place
-            own_state = after.method
+            own_state = measured
         return due, gates, after, own_state, rewritten
 
 
