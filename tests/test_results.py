@@ -161,11 +161,14 @@ def test_the_speed_of_shrunk_networks():
 
 def test_what_pruning_adds_to_a_step():
     measured = rows_of("pruning_speed.jsonl")
-    steps, networks, closings = (table("speed.md", "What pruning adds to a step", i)[1:] for i in range(3))
+    tables = (table("speed.md", "What pruning adds to a step", i)[1:] for i in range(4))
+    steps, networks, of_methods, closings = tables
     ratios = [f"{row['ratio']:.2f}" for row in measured if row["benchmark"] == "prune_step"]
     assert [cell for _, cell in steps] == ratios
     ratios = [f"{row['ratio']:.2f}" for row in measured if row["benchmark"] == "gated_step"]
     assert [cell for _, cell in networks] == ratios
+    (beside,) = (row["beside"] for row in rows_of("method_step.jsonl"))
+    assert dict(map(tuple, of_methods)) == {name: f"{ratio:.2f}" for name, ratio in beside.items()}
     rows = [row["ratios"] for row in measured if row["benchmark"] == "close_gates" and row["clock"] == "wall"]
     names = ("close", "close_8_local", "close_8_global")
     assert [cells for _, *cells in closings] == [[f"{row[name]:.1f}" for name in names] for row in rows]
