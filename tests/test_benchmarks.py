@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import prune_jax as pj
-from benchmarks import credit
+from benchmarks import credit, field, field_page
+from prune_jax import config as config_lib
 from prune_jax.pruning import plan as plan_lib
 from prune_jax.pruning.method import PruneInfo
 
@@ -22,6 +23,7 @@ TINY = {  # benchmark: arguments under which it takes seconds
 }
 LONG = [
     "credit",
+    "field",
     "first_closing",
     "gated_step",
     "kills",
@@ -109,3 +111,37 @@ def test_what_has_no_such_part_cannot_be_ablated(monkeypatch, capsys):
         run("credit", ["--ablate=first_order", "--variants", "literal"], monkeypatch)
     assert "literal has none; allowed: control_variate," in capsys.readouterr().err
     assert "magnitude_global" not in credit.ablatable("exploration")
+
+
+# The field, over days ------------------------------------------------------------------------------------------------
+
+
+def test_the_fields_rows_are_measured_once(tmp_path, monkeypatch):
+    asked = []
+
+    def trained(config, folder):
+        asked.append((config.pruning.method, round(100 * config.pruning.end_sparsity), config.distill.teacher))
+        config.model.init_from = ""  # what is there says nothing else about the keys
+        config_lib.resolve(config, {})
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return {"steps": 4, "model_size": "tiny", "metric_name": "accuracy", "seconds": 1.0}
+
+    epochs = [{"step": 4, "sparsity": 0.9, "eval_metric": 0.7, "eval_f1": 0.8}]
+    monkeypatch.setattr(field.train, "train_and_evaluate", trained)
+    monkeypatch.setattr(field.report, "read_metrics", lambda folder: epochs)
+    (tmp_path / "glue").mkdir()
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    arguments = [f"--dir={tmp_path / 'glue'}", "--init_from=somewhere", "--levels=90", f"--out={out}", f"--rows={rows}"]
+    with pytest.raises(KeyboardInterrupt):
+        run("field", arguments, monkeypatch)
+    assert [row["method"] for row in field_page.read(rows)] == ["dense", "gmp"]
+    run("field", arguments, monkeypatch)
+    found = field_page.read(rows)
+    assert [row["method"] for row in found] == ["dense", *field.METHODS]
+    assert asked[2] == asked[3]  # the one that was stopped, and none of those before it
+    assert len(asked) == len(found) + 1
+    assert {teacher for _, _, teacher in asked[1:]} == {str(out / "mrpc_dense_dense_0")}
+    assert {end for _, end, _ in asked[1:]} == {90}
+    assert found[1]["metrics"] == {"accuracy": 0.7, "f1": 0.8}
