@@ -125,3 +125,6 @@ def test_a_bert_with_the_data_of_its_task(tmp_path, capsys, small_config):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".oneshot")] == []
     assert command_line.main(["oneshot", str(tmp_path / "in"), str(tmp_path / "no"), "--data", "x.txt"]) == 2
     assert "is a BERT; it takes the data of its task" in capsys.readouterr().err
+    own = ["--config.data.task=classification", "--config.data.source=csv", "--config.data.train=nowhere.csv"]
+    assert command_line.main(["oneshot", str(tmp_path / "in"), str(tmp_path / "no"), *own]) == 2
+    assert "config.data.train is 'nowhere.csv'; there is no such file" in capsys.readouterr().err

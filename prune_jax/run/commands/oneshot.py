@@ -76,7 +76,7 @@ def prune(source: Path, target: Path, args: Any) -> dict:
         try:
             return _pruned(source, target, args, _config(source, args, own, Path(scratch)), not is_bert)
         except UserError as error:
-            raise UserError(_in_options(str(error))) from error
+            raise UserError(_in_options(str(error), is_bert)) from error
 
 
 def _config(source: Path, args: Any, own: dict[str, Any], scratch: Path) -> Any:
@@ -108,9 +108,13 @@ def _config(source: Path, args: Any, own: dict[str, Any], scratch: Path) -> Any:
     return config
 
 
-def _in_options(message: str) -> str:
-    """A message with the options of this command in the place of the keys that they stand for."""
+def _in_options(message: str, is_bert: bool) -> str:
+    """A message with the options of this command in the place of the keys that they stand for.
+
+    A BERT's data has its keys for options.
+    """
     named = {key: f"--{name.replace('_', '-')}" for name, keys in _KEYS.items() for key in keys}
+    named = {key: option for key, option in named.items() if not (is_bert and key.startswith("data."))}
     found = "|".join(map(re.escape, named))
     return re.sub(rf"config\.({found})(?!\w)", lambda match: named[match[1]], message)
 
