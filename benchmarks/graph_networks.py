@@ -497,7 +497,7 @@ def lstm_reversed() -> Network:
 
 def of_equinox(make: Callable[[jax.Array], Any], *inputs: Any, others: tuple) -> Network:
     arrays, static = eqx.partition(eqx.filter_eval_shape(make, jax.random.key(0)), lambda leaf: hasattr(leaf, "dtype"))
-    fn = lambda p, x: jax.vmap(eqx.combine(p, static))(x)  # noqa: E731
+    fn = lambda p, *x: jax.vmap(eqx.combine(p, static))(*x)  # noqa: E731
     return Network(fn, randomised(arrays), inputs, others)
 
 

@@ -207,6 +207,25 @@ def test_what_is_not_supported_is_refused(net, message):
         pj.oneshot(net, {"w": normal(1, 8, 8)}, [normal(2, 4, 8)], pj.sparsegpt())
 
 
+def test_a_kernel_that_inputs_make_is_not_left_dense_in_silence():
+    """Experts that a token chooses, a kernel that a style scales; a table's rows that are chosen are no kernel."""
+    params = {"table": normal(1, 5, 8), "up": normal(2, 3, 8, 8), "conv": normal(3, 3, 8, 4), "out": normal(4, 8, 8)}
+
+    def net(p, ids, which):
+        x = p["table"][ids] @ p["out"]
+        if which == "up":
+            x = jnp.einsum("tw,twf->tf", x, p["up"][ids % 3])
+        kernel = p["conv"] * jnp.tanh(x[0])[:, None] if which == "conv" else p["conv"]
+        return jax.lax.conv_general_dilated(x[None], kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+
+    ids = jnp.arange(6) % 5
+    for which in ("up", "conv"):
+        with pytest.raises(ValueError, match=f"{which} is fetched or scaled by inputs before it is a kernel; leave it"):
+            pj.oneshot(lambda p, x, which=which: net(p, x, which), params, [ids], pj.wanda())
+    kept = {"up": pj.KEEP}
+    closes_half(lambda p, x: net(p, x, "up"), params, [ids], ["conv", "out"], rules=kept)
+
+
 def test_a_refused_kernel_can_be_kept():
     net = lambda p, x: (x @ p["a"]) @ (p["w"] / jnp.linalg.norm(p["w"]))  # noqa: E731
     params = {"a": normal(1, 8, 8), "w": normal(1, 8, 8)}

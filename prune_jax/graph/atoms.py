@@ -40,7 +40,7 @@ class Atoms:
         """A new axis of this size, pinned for the reason given."""
         if size == 1:
             return ONE
-        self._sizes.append(size)
+        self._sizes.append(int(size))
         atom = ("atom", len(self._sizes) - 1)
         if pin:
             self.pin(atom, pin)
@@ -234,7 +234,7 @@ class Atoms:
 
     def part(self, size: int) -> Expr:
         """A new part of a sum; one of size 1 is an atom, too, for it has its place, and stays."""
-        self._sizes.append(size)
+        self._sizes.append(int(size))
         atom = ("atom", len(self._sizes) - 1)
         if size == 1:
             self.pin(atom, f"{self.at} makes a part of one index of it")

@@ -26,9 +26,11 @@ class Kinds:
     ) -> None:
         self._analysis, self._kernels, self._convolved, atoms = analysis, kernels, convolved, analysis.atoms
         self._rank = {name: len(own) for name, own in axes.items()}
+        self._axes = list(axes.values())
         self._order = {name: i for i, name in enumerate(kernels)}
         self._heads = self._find_heads()
         self._beside: set[int] = set()
+        self._near: set[int] = set()  # where a kernel has heads and depth as axes of their own
         for name, own_axes in axes.items():
             leaves = [set(atoms.leaves(axis)) for axis in own_axes]
             for own in leaves:
@@ -36,24 +38,31 @@ class Kinds:
                     self._beside |= own - self._heads
             kernel = kernels.get(name)
             for side in (kernel.inputs, kernel.outputs) if kernel else ():
-                # DenseGeneral: heads and depth are axes of their own.
                 if len(side) > 1 and leaves[side[0]] and leaves[side[0]] <= self._heads:
-                    self._beside |= {atom for i in side for atom in leaves[i]} - self._heads
+                    self._near |= {atom for i in side for atom in leaves[i]} - self._heads
 
     def _find_heads(self) -> set[int]:
         """Atoms that pass through two products of activations and more: of queries with keys, and with values.
 
-        Of queries with keys is one that ends features; a graph's adjacency, say, only ends its nodes, which are inputs.
+        Of queries with keys is one that ends features of weights. A graph's adjacency only ends its nodes, which are
+        inputs, and what joins experts ends what counts them.
         """
         atoms = self._analysis.atoms
+        own = {atom for axes in self._axes for axis in axes for atom in atoms.leaves(axis)}
         contracted: set[int] = set()
-        asked: set[int] = set()
+        stacked: set[int] = set()  # what counts kernels, such as experts
+        asked: list[tuple[set[int], set[int]]] = []
         made: Counter[int] = Counter()
         for step in self._analysis.steps:
             eqn = step.eqn
-            if eqn.primitive.name != "dot_general" or any(step.frame.params(var) for var in eqn.invars):
+            if eqn.primitive.name != "dot_general":
                 continue
-            (inner, _), _ = eqn.params["dimension_numbers"]
+            (inner, _), batch = eqn.params["dimension_numbers"]
+            side = next((i for i, var in enumerate(eqn.invars) if step.frame.params(var)), None)
+            if side is not None:
+                axes = step.frame.axes[eqn.invars[side]]
+                stacked |= {atom for i in batch[side] for atom in atoms.leaves(axes[i])}
+                continue
             lhs, out = step.frame.axes.get(eqn.invars[0], ()), step.frame.axes[eqn.outvars[0]]
             if not lhs:
                 continue
@@ -61,9 +70,9 @@ class Kinds:
             passed = {atom for axis in out for atom in atoms.leaves(axis)}
             contracted |= ended
             made.update(passed)
-            if ended - atoms.pins.keys():
-                asked |= passed
-        through = {atom for atom, times in made.items() if times > 1 and atom in asked} - contracted
+            asked.append((ended & own - atoms.pins.keys(), passed))
+        able = {atom for ended, passed in asked if ended - stacked for atom in passed}
+        through = {atom for atom, times in made.items() if times > 1 and atom in able} - contracted
         return {atom for atom in through if atom not in atoms.pins}
 
     def _writers(self, members: Sequence[Member]) -> list[str]:
@@ -87,6 +96,8 @@ class Kinds:
         kernels = self._kernels
         writers, readers = self._writers(members), self._readers(members)
         residual = len(writers) > 1 and len(readers) > 1 and not set(writers) & set(readers)
+        if atom in self._near and not residual:
+            return "depth"
         dense = any(name in kernels and kernels[name].primitive == "dot_general" for name in writers)
         if residual and (dense or atom not in self._convolved):
             return "hidden"

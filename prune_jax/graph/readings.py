@@ -10,7 +10,7 @@ class Reading(NamedTuple):
     Attributes:
       equation: the number of the equation in its frame.
       pairs: (axis of the first operand, axis of the second), of a contraction; None for the second of a reduction.
-      sums: whether entries of 0 leave no trace in it: sums, not maxima.
+      sums: whether entries of 0 leave no trace in it: sums, not maxima, unless no entry is below 0.
     """
 
     equation: int

@@ -88,6 +88,17 @@ def place(eqn: Any) -> str:
     return f"{eqn.primitive.name} of {stack}" if stack else eqn.primitive.name
 
 
+def fetches(eqn: Any) -> bool:
+    """Whether an equation fetches whole matrices by a computed index, such as those of an expert or of a layer.
+
+    A row of a table, as of an embedding, is no kernel.
+    """
+    if eqn.primitive.name not in ("gather", "dynamic_slice"):
+        return False
+    pairs = zip(eqn.params["slice_sizes"], eqn.invars[0].aval.shape, strict=True)
+    return sum(wanted == size > 1 for wanted, size in pairs) > 1
+
+
 def differentiable(avals: Sequence[Any], start: int = 0) -> list[int]:
     """The places from `start` on that have a derivative: those of floating numbers."""
     return [i for i, aval in enumerate(avals) if i >= start and jnp.issubdtype(aval.dtype, jnp.inexact)]
@@ -218,7 +229,9 @@ class Analysis:
             shapes = [var.aval.shape for var in eqn.invars]
             rule = RULES.get(name)
             outs = rule(self._ctx, eqn, ins, shapes) if rule else unknown(self._ctx, eqn, ins)
-            if None not in origins:
+            if origins and origins[0] and fetches(eqn):
+                frame.origin[eqn.outvars[0]] = origins[0]
+            elif None not in origins:
                 for var in eqn.outvars:
                     frame.origin[var] = self._origin(eqn, origins)  # type: ignore[arg-type]
         for var, axes in zip(eqn.outvars, outs, strict=True):

@@ -19,10 +19,12 @@ class Known(NamedTuple):
     Attributes:
       zeros: per axis a boolean per index, True where the slice is all 0.
       value: the number that all its entries are; None where they differ, or are not known.
+      positive: whether no entry is below 0, whatever the inputs are; not each primitive passes that on.
     """
 
     zeros: tuple[np.ndarray, ...]
     value: float | None = None
+    positive: bool = False
 
     @property
     def whole(self) -> bool:
@@ -111,13 +113,22 @@ def _operands(eqn: Any, ins: list[Known]) -> list[Known]:
     return [_repeated(known, _shape(eqn)) for known in ins]
 
 
+# fmt: off
+_RISING = frozenset([
+    "sqrt", "cbrt", "copy", "copy_p", "name", "pvary", "convert_element_type", "floor", "ceil", "round", "integer_pow",
+    "tanh", "expm1", "log1p", "stop_gradient", "reduce_precision",
+])
+# fmt: on
+
+
 @_rule(*UNARY_ZERO_KEEPING)
 def _unary(eqn, ins):
     name, known = eqn.primitive.name, ins[0]
     if name == "integer_pow" and eqn.params["y"] <= 0:
         return None
+    positive = name in ("abs", "square") or (name == "integer_pow" and eqn.params["y"] % 2 == 0)
     if known.value is None:
-        return [known]
+        return [known._replace(positive=positive or (known.positive and name in _RISING))]
     if name == "convert_element_type":
         return [uniform(known.shape, of_array(np.asarray(known.value).astype(eqn.params["new_dtype"])).value)]
     value = -known.value if name == "neg" else known.value if name in ("copy", "copy_p", "name", "pvary") else None
@@ -160,7 +171,9 @@ def _extreme(eqn, ins):
     a, b = _operands(eqn, ins)
     sign = -1 if eqn.primitive.name == "max" else 1
     zeros = tuple(x | y for x, y in zip(_bounded(a, b, sign), _bounded(b, a, sign), strict=True))
-    return [Known(zeros, 0.0 if zeros and all(axis.all() for axis in zeros) else None)]
+    able = [known.positive or (known.value is not None and known.value >= 0) for known in (a, b)]
+    positive = any(able) if sign < 0 else all(able)
+    return [Known(zeros, 0.0 if zeros and all(axis.all() for axis in zeros) else None, positive)]
 
 
 @_rule("clamp")
@@ -237,12 +250,13 @@ def _reshape(eqn, ins):
         block = flat.reshape([shape[i] for i in to])
         for at, i in enumerate(to):
             zeros[i] = block.all(tuple(j for j in range(len(to)) if j != at))
-    return [Known(tuple(zeros))]
+    return [Known(tuple(zeros), None, known.positive)]
 
 
 @_rule("transpose")
 def _transpose(eqn, ins):
-    return [Known(tuple(ins[0].zeros[axis] for axis in eqn.params["permutation"]), ins[0].value)]
+    zeros = tuple(ins[0].zeros[axis] for axis in eqn.params["permutation"])
+    return [ins[0]._replace(zeros=zeros)]
 
 
 @_rule("squeeze")
@@ -294,7 +308,7 @@ def _reduce(eqn, ins):
         return None
     if known.whole:
         return [uniform(_shape(eqn), 0.0)]
-    return [Known(tuple(axis for i, axis in enumerate(known.zeros) if i not in gone))]
+    return [Known(tuple(axis for i, axis in enumerate(known.zeros) if i not in gone), None, known.positive)]
 
 
 @_rule("cumsum", "rev", "cummax", "cummin")
@@ -311,7 +325,7 @@ def _concatenate(eqn, ins):
         np.concatenate(axes) if i == at else np.logical_and.reduce(axes)
         for i, axes in enumerate(zip(*(known.zeros for known in ins), strict=True))
     ]
-    return [Known(tuple(zeros))]
+    return [Known(tuple(zeros), None, all(known.positive for known in ins))]
 
 
 @_rule("stack")

@@ -79,7 +79,9 @@ class Inspection:
                     ours = known.reshape(-1, theirs.size).all(0) if theirs.size else theirs
                     known, side, axis = ours | theirs, 1, b
                 if not reading.sums:
-                    known = np.zeros_like(known)
+                    # The largest of no number below 0 is that of what is left, as long as one is.
+                    known = known & (name == "reduce_max" and ins[0].positive)
+                    known[:1] &= not known.all()
                 self._judge(frame.axes.get(eqn.invars[side]), axis, known, eqn)
         outs = ZERO_RULES[name](eqn, ins) if name in ZERO_RULES else None
         return [nothing(var.aval.shape) for var in eqn.outvars] if outs is None else outs

@@ -15,6 +15,7 @@ from jax.extend.core import Literal
 
 from prune_jax.graph import flat as flat_lib
 from prune_jax.graph import inputs as inputs_lib
+from prune_jax.graph import tracing
 from prune_jax.graph.flat import Flat, Op
 
 _MOVES = frozenset(
@@ -113,6 +114,8 @@ class _Finder:
             raise ValueError(f"the kernels have {self._offsets[-1]:,} entries; allowed: fewer than {2**31:,}")
         self._ids: dict[int, Any] = {}
         self._made_by_kernels: set[int] = set()
+        self._changes: dict[tuple[int, bool], frozenset[int]] = {}
+        self._by_inputs: set[int] = set()  # weights that inputs fetch or scale first
         self._layouts: dict[Any, tuple[np.ndarray, np.ndarray | None]] = {}
 
     def sites(self) -> list[Site]:
@@ -137,6 +140,8 @@ class _Finder:
     def _use(self, at: int, op: Op, blamed: dict[int, str]) -> tuple[Use, Any] | None:
         """The use that a contraction is of a kernel, with (entries, scale, run); None if it is none."""
         flat, dense = self._flat, op.name == "dot_general"
+        for number in op.ins if dense else op.ins[1:]:
+            self._by_inputs |= self._changed(number, whole=not dense)
         sides = [side for side in ((1, 0) if dense else (1,)) if not self._is_live(op.ins[side])]
         problems: list[tuple[int, str]] = []
         for side in sides:
@@ -175,6 +180,26 @@ class _Finder:
 
     def _is_live(self, number: Any) -> bool:
         return not isinstance(number, Literal) and number in self._flat.live
+
+    def _changed(self, number: Any, whole: bool) -> frozenset[int]:
+        """The weights that inputs make a value of, entry by entry: matrices fetched by an index; whole: scaled, too."""
+        if not self._is_live(number) or number not in self._flat.made_by:
+            return frozenset()
+        if (number, whole) not in self._changes:
+            self._changes[number, whole] = self._changed_by(number, whole)
+        return self._changes[number, whole]
+
+    def _changed_by(self, number: int, whole: bool) -> frozenset[int]:
+        op = self._flat.ops[self._flat.made_by[number]]
+        if op.name not in _MOVES | _SAME and not (whole and op.name in _SCALES):
+            return frozenset()
+        if op.name in ("gather", "dynamic_slice") and not self._is_live(op.ins[0]):
+            return self._flat.depends[op.ins[0]] if tracing.fetches(op.eqn) else frozenset()
+        found = frozenset().union(*(self._changed(i, whole) for i in op.ins))
+        if not whole:
+            return found
+        here = [i for i in op.ins if not isinstance(i, Literal) and not self._is_live(i)]
+        return found.union(*(self._flat.depends[i] for i in here if self._aval(i).size > 1))
 
     def _entries(self, number: Any) -> Any:
         """Which entry of the wanted weights stands where in a value, from 1; None where none does."""
@@ -269,6 +294,9 @@ class _Finder:
         for i, why in self._flat.hidden.items():
             if i in self._wanted:
                 raise ValueError(f"{self._name(i)} is used inside a {why}, where its inputs are not to be had; {hint}")
+        for i in sorted(self._wanted & self._by_inputs):
+            if not taken[self._offsets[i] + 1 : self._offsets[i + 1] + 1].any():
+                raise ValueError(f"{self._name(i)} is fetched or scaled by inputs before it is a kernel; {hint}")
         for i, why in blamed.items():
             raise ValueError(
                 f"{self._name(i)} is not the kernel itself: {why} changes it first, which cannot be undone; {hint}"
