@@ -8,7 +8,7 @@ from collections import Counter
 
 import prune_jax as pj
 from benchmarks import harness
-from benchmarks.unseen_networks import NETWORKS
+from benchmarks.looped_networks import NETWORKS
 
 HEAD = (
     "| network | cut exactly: kind, groups × units | cutting changes the function | pinned by |\n"

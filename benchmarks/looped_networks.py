@@ -1,4 +1,4 @@
-"""Networks that were tried once the graph was whole, the second half: weights made of weights, loops, numbers."""
+"""Networks that were tried after those of later_networks: weights made of weights, loops, codes; all in NETWORKS."""
 
 from typing import Any
 
@@ -207,7 +207,7 @@ def early_exit() -> Network:
         sure = jax.nn.softmax(x @ p["exit"]).max() > 0.9
         x = jax.lax.cond(sure, lambda x: x, lambda x: x + jnp.tanh(x @ p["b"]) @ p["c"], x)
         heads = [lambda x, w=w: x @ w for w in p["heads"]]
-        return {"logits": jax.lax.switch(which, heads, x), "sure": sure}
+        return {"logits": jax.lax.switch(which, heads, x), "sure": sure.astype(jnp.int32)}
 
     return Network(fn, params, (normal(2, 5), jnp.int32(0)), (normal(4, 5), jnp.int32(2)))
 
