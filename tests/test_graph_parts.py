@@ -560,3 +560,31 @@ def test_a_summary_shows_milliseconds_before_and_after():
     gates = pj.close_groups(graph, params, {"a": range(1984)})
     word, before, arrow, after = graph.summary(params, gates, milliseconds=True).splitlines()[-1].split()
     assert (word, arrow) == ("ms", "->") and 0 < float(after) < float(before)
+
+
+def test_modules_with_recurrent_cells_random_streams_and_einsums_are_cut_in_place():
+    from flax import nnx
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.rnn, self.drop = nnx.RNN(nnx.GRUCell(4, 6, rngs=rngs)), nnx.Dropout(0.5, rngs=rngs)
+            self.last = nnx.Einsum("bi,ijk->bjk", (6, 2, 3), (2, 3), rngs=rngs)
+            self.head = nnx.LinearGeneral((2, 3), 2, axis=(-2, -1), rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(jnp.tanh(self.last(self.drop(self.rnn(x)[:, -1]))))
+
+    model, x = Net(nnx.Rngs(0)), normal(2, 3, 4)
+    model.eval()
+    graph = pj.trace_module(model, x)
+    params = nnx.state(model, nnx.Param)
+    units = {name: [1] for name, group in graph.groups.items() if group.prunable}
+    assert sorted(graph.groups[name].size for name in units) == [2, 3, 6]
+    gates = pj.close_groups(graph, params, units)
+    masked = nnx.clone(model)
+    nnx.update(masked, pj.masked(params, gates))
+    wanted = masked(x)
+    small = pj.shrink_module(model, gates, x)
+    np.testing.assert_allclose(small(x), wanted, atol=1e-6)
+    cell, last = small.rnn.cell, small.last
+    assert (cell.in_features, cell.hidden_features, last.kernel_shape, last.bias_shape) == (4, 5, (5, 1, 2), (1, 2))

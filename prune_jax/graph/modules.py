@@ -56,7 +56,8 @@ def trace_module(model: "nnx.Module", *inputs: Any) -> Graph:
     definition, floats, others = _split(model)
 
     def fn(params: Any, *args: Any) -> Any:
-        return nnx.merge(definition, params, copy.deepcopy(others))(*args)
+        own = jax.tree.map(lambda leaf: leaf, others)  # variables of its own; a deepcopy of a PRNG key cannot be traced
+        return nnx.merge(definition, params, own)(*args)
 
     return trace(fn, floats, *inputs)
 
@@ -64,7 +65,8 @@ def trace_module(model: "nnx.Module", *inputs: Any) -> Graph:
 def shrink_module(model: "nnx.Module", gates: Tree, *inputs: Any, multiple_of: int = 1) -> "nnx.Module":
     """Cuts the closed units out of a flax.nnx module, in place, and returns it.
 
-    Linear, LinearGeneral, Conv, ConvTranspose, Embed, the norms and MultiHeadAttention know their new sizes afterwards.
+    Linear, LinearGeneral, Einsum, Conv, ConvTranspose, Embed, the norms, MultiHeadAttention and the recurrent cells
+    know their new sizes afterwards.
 
     Args:
       model: the module, whose weights need not be masked; it is left with the weights of closed gates at 0.
@@ -147,7 +149,7 @@ def _normed(model: Any) -> set[str]:
 
 
 _KNOWN = ("in_features", "out_features", "num_features", "features", "num_heads", "head_dim", "qkv_features",
-          "feature_group_count", "num_embeddings")  # fmt: skip
+          "feature_group_count", "hidden_features", "num_embeddings", "kernel_shape", "bias_shape")  # fmt: skip
 
 
 def _sizes(module: Any) -> dict[str, Any]:
@@ -174,6 +176,13 @@ def _tell_sizes(module: Any) -> None:
         module.in_features, module.out_features = inner, outer
     elif isinstance(module, nnx.ConvTranspose):
         *_, module.in_features, module.out_features = module.kernel.shape
+    elif isinstance(module, nnx.RNNCellBase):
+        reads, carries = ((getattr(module, f"dense_{c}", None) or getattr(module, f"{c}i", None)) for c in "ih")
+        if reads is not None and carries is not None:
+            module.in_features, module.hidden_features = reads.kernel.shape[0], carries.kernel.shape[0]
+    elif isinstance(module, nnx.Einsum):
+        module.kernel_shape = module.kernel.shape
+        module.bias_shape = None if module.bias is None else module.bias.shape
     elif isinstance(module, nnx.Embed):
         module.num_embeddings, module.features = module.embedding.shape
     elif isinstance(module, nnx.BatchNorm | nnx.LayerNorm | nnx.RMSNorm | nnx.GroupNorm):
