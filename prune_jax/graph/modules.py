@@ -179,7 +179,8 @@ def _tell_sizes(module: Any) -> None:
     elif isinstance(module, nnx.RNNCellBase):
         reads, carries = ((getattr(module, f"dense_{c}", None) or getattr(module, f"{c}i", None)) for c in "ih")
         if reads is not None and carries is not None:
-            module.in_features, module.hidden_features = reads.kernel.shape[0], carries.kernel.shape[0]
+            cell: Any = module
+            cell.in_features, cell.hidden_features = reads.kernel.shape[0], carries.kernel.shape[0]
     elif isinstance(module, nnx.Einsum):
         module.kernel_shape = module.kernel.shape
         module.bias_shape = None if module.bias is None else module.bias.shape
