@@ -11,9 +11,9 @@ import pytest
 from configs import common
 from prune_jax import config as config_lib
 from prune_jax import methods
-from prune_jax.config import from_json, keys, reference, resolve, to_json, unknown_key_message
-from prune_jax.config.keys import SIZES
-from prune_jax.config.resolve import typed
+from prune_jax.config import following, from_json, keys, reference, resolve, rooms, to_json, unknown_key_message
+from prune_jax.config.sizes import FOLLOWS_SIZE, SIZES
+from prune_jax.config.values import typed
 from prune_jax.data import DataOptions
 from prune_jax.data.glue import BUILTIN_TASKS, IMAGE_TASKS, KINDS, TASKS
 from prune_jax.errors import UserError
@@ -305,8 +305,8 @@ def test_the_reference_page_is_up_to_date():
 
 def test_the_lists_of_keys_name_keys():
     for listed in (
-        keys.FOLLOWS_SIZE,
-        keys.OTHERWISE,
+        FOLLOWS_SIZE,
+        following.OTHERWISE,
         keys.PATHS,
         keys.INPUTS,
         keys.WITHOUT_RESULT,
@@ -314,11 +314,11 @@ def test_the_lists_of_keys_name_keys():
         keys.FOUND,
     ):
         assert set(listed) <= keys.KEYS.keys()
-    assert {f"model.{name}" for name in keys.FOLLOWS_CHECKPOINT} <= keys.KEYS.keys()
+    assert {f"model.{name}" for name in following.FOLLOWS_CHECKPOINT} <= keys.KEYS.keys()
 
 
 def test_what_is_declared_beside_the_code_agrees_with_it():
-    assert tuple(sinks.SINKS) == keys.SINKS
+    assert tuple(sinks.SINKS) == rooms.SINKS
     assert keys.allowed("data.task").replace(";", ",").split(", ") == [
         *TASKS,
         *BUILTIN_TASKS,
@@ -336,7 +336,7 @@ def test_a_methods_room_is_what_the_method_declares():
         declared = {f"{name}.{key}": one for key, one in methods.options(name).items() if one.in_config}
         assert {key for key in keys.KEYS if key.startswith(f"{name}.")} == declared.keys()
         for key, one in declared.items():
-            if key not in keys.FOLLOWS_SIZE:
+            if key not in FOLLOWS_SIZE:
                 assert keys.KEYS[key] == one
 
 

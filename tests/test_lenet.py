@@ -12,7 +12,7 @@ from configs import common
 from prune_jax import config as config_lib
 from prune_jax import models, report
 from prune_jax.__main__ import main
-from prune_jax.config import keys
+from prune_jax.config import rooms
 from prune_jax.data.glue import IMAGE_TASKS
 from prune_jax.errors import UserError
 from prune_jax.models import lenet, units
@@ -46,7 +46,7 @@ def build(name, task="mnist"):
 
 
 def test_the_registry_of_models_is_the_configs():
-    assert {"bert": "text", "decoder": "lm", **dict.fromkeys(lenet.GEOMETRIES, "images")} == keys.MODELS
+    assert {"bert": "text", "decoder": "lm", **dict.fromkeys(lenet.GEOMETRIES, "images")} == rooms.MODELS
     for entry in models.REGISTRY.values():
         assert callable(importlib.import_module(entry.module).create)
 

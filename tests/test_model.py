@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prune_jax.config import keys
+from prune_jax.config import rooms
+from prune_jax.config.sizes import SIZES
 from prune_jax.export.names import ARCHITECTURES
 from prune_jax.models import Bert, BertConfig
 from prune_jax.models.bert import ACTIVATIONS, POOLERS
@@ -24,7 +25,7 @@ def inputs(length=10, pad_to=None, seed=0):
 
 @pytest.mark.parametrize(("size", "millions"), [("tiny", 9), ("small", 28), ("base", 108), ("large", 333)])
 def test_presets_have_their_published_sizes(size, millions):
-    preset = keys.SIZES[size]
+    preset = SIZES[size]
     cfg = BertConfig(30522, preset.num_layers, preset.d_model, preset.num_heads, preset.d_ff)
     shapes = jax.eval_shape(Bert(cfg).init, jax.random.key(0), *(jnp.zeros((1, 8), jnp.int32),) * 3)
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
@@ -107,5 +108,5 @@ def test_gelu_and_its_derivatives_equal_a_float64_reference():
 
 
 def test_config_knows_the_activations():
-    assert tuple(ACTIVATIONS) == keys.ACTIVATIONS
-    assert tuple(POOLERS) == tuple(ARCHITECTURES) == keys.ARCHITECTURES
+    assert tuple(ACTIVATIONS) == rooms.ACTIVATIONS
+    assert tuple(POOLERS) == tuple(ARCHITECTURES) == rooms.ARCHITECTURES

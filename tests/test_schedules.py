@@ -10,8 +10,8 @@ import pytest
 import prune_jax as pj
 from configs import common
 from prune_jax.config import schedules
-from prune_jax.config.keys import SIZES
 from prune_jax.config.resolve import resolve
+from prune_jax.config.sizes import SIZES
 
 
 def resolved(**values):

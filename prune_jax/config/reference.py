@@ -1,4 +1,4 @@
-"""Prints docs/reference_config.md: every key of a config, from the declarations in prune_jax.config.keys.
+"""Prints docs/reference_config.md: every key of a config, from the declarations that prune_jax.config.keys collects.
 
 python -m prune_jax.config.reference > docs/reference_config.md
 """
@@ -7,7 +7,7 @@ import inspect
 import textwrap
 
 from prune_jax import methods
-from prune_jax.config import keys
+from prune_jax.config import keys, sizes
 from prune_jax.pruning.options import Option
 
 _HEAD = """\
@@ -52,9 +52,9 @@ def _row(key: str, one: Option) -> str:
 
 
 def _sizes() -> list[str]:
-    fields = keys.Size._fields
-    rows = [f"| `{name}` | " + " | ".join(_shown(value) for value in size) + " |" for name, size in keys.SIZES.items()]
-    names = {field: key for key, field in keys.FOLLOWS_SIZE.items()}
+    fields = sizes.Size._fields
+    rows = [f"| `{name}` | " + " | ".join(_shown(value) for value in size) + " |" for name, size in sizes.SIZES.items()]
+    names = {field: key for key, field in sizes.FOLLOWS_SIZE.items()}
     return [
         "## What follows the size",
         "",

@@ -5,8 +5,8 @@ from typing import Any
 
 from prune_jax import files
 from prune_jax.config import keys
-from prune_jax.config.resolve import typed
 from prune_jax.config.tree import default, leaves, to_json
+from prune_jax.config.values import typed
 from prune_jax.errors import UserError
 
 _ALWAYS = ("data.task", "pruning.method", "train.seed")  # every version has written these

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prune_jax import models
-from prune_jax.config import keys
+from prune_jax.config.rooms import MODELS
 from prune_jax.data import batching, cache
 from prune_jax.data.glue import LANGUAGE, task_of
 from prune_jax.errors import UserError
@@ -104,7 +104,7 @@ def _read(config, task):
         if (name := task_of(theirs.data).name) != task.name:
             raise _fail(config, f"its task is {name}, and this run's is {task.name}")
         return theirs, network.params, network.gates, str(tok) if tok.is_dir() else "", False
-    kind = keys.MODELS[config.model.name]
+    kind = MODELS[config.model.name]
     if kind == "images":
         raise _fail(config, f"allowed: the folder of a run with images, as config.model.name={config.model.name} has")
     try:
@@ -166,7 +166,7 @@ def _check_layers(config, model) -> None:
     for key, name in (("hidden_weight", "d_model"), ("attention_weight", "num_heads")):
         if not cfg[key]:
             continue
-        if keys.MODELS[student.name] == "images":
+        if MODELS[student.name] == "images":
             raise UserError(f"config.distill.{key} is {cfg[key]:g}; allowed: 0 with config.model.name={student.name}")
         theirs = getattr(model.cfg, name)
         if theirs != student[name]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prune_jax import config as config_lib
-from prune_jax.config import defaults, keys, saved
+from prune_jax.config import defaults, saved
+from prune_jax.config.sizes import SIZES
 from prune_jax.errors import UserError
 from prune_jax.methods import REGISTRY
 from prune_jax.run import inputs, launch
@@ -24,7 +25,7 @@ _FLAGS = {  # key of the config: (short, long, what it is)
     "train.epochs": ("-e", "--epochs", "epochs of a run"),
     "train.batch_size": ("-b", "--batch-size", "examples per step"),
     "train.learning_rate": ("-l", "--learning-rate", "the learning rate of the weights"),
-    "model.size": ("-m", "--model-size", f"any of {', '.join(keys.SIZES)}"),
+    "model.size": ("-m", "--model-size", f"any of {', '.join(SIZES)}"),
     "pruning.method": ("-p", "--pruning-methods", f"any of {', '.join(REGISTRY)}"),
     "pruning.start_sparsity": ("-s", "--start-sparsity", "the closed fraction at the start of the window"),
     "pruning.end_sparsity": ("-f", "--end-sparsity", "the closed fraction at its end"),

@@ -37,13 +37,13 @@ def model_of(network: runs.Network):
     """
     from prune_jax import config as config_lib
     from prune_jax import models
-    from prune_jax.config import keys
+    from prune_jax.config.following import OTHERWISE
     from prune_jax.data.glue import task_of
     from prune_jax.export import hf
 
     config = config_lib.completed(network.config)
     with config.ignore_type():
-        for key, value in keys.OTHERWISE.items():  # of runs from before there was a choice
+        for key, value in OTHERWISE.items():  # of runs from before there was a choice
             room, name = key.split(".")
             if config[room][name] is None:
                 config[room][name] = value
