@@ -109,6 +109,11 @@ def test_sampling_is_uniform_over_the_kernel():
     [
         ("dense/kernel", (2, 3), True),
         ("normal_init/kernel", (2, 3), True),
+        ("scale_0/kernel", (2, 3), True),
+        ("mlp/bias/layers/0/weight", (2, 3), True),
+        ("attention/key/bias", (2, 3), False),
+        ("film_scale", (2, 3), False),
+        ("scale/0", (2, 3), False),
         ("layers/0/weight", (2, 3), True),
         ("0/0", (2, 3), True),
         ("", (2, 3), True),

@@ -16,8 +16,10 @@ from prune_jax.pruning.random_bits import hashed_bits
 
 Tree = Any
 
+# A module may be called scale_0 or bias for what it makes: its kernel is one all the same.
 _NO_KERNEL = re.compile(
-    r"(^|[/_])(bias|scale|\w*norm(?!al)\w*|\w*embed\w*|pos_emb\w*|\w*bn|ln)([/_\d]|$)", re.IGNORECASE
+    r"(^|[/_])((bias|scale)(?!.*/(kernel|weight|w)$)|\w*norm(?!al)\w*|\w*embed\w*|pos_emb\w*|\w*bn|ln)([/_\d]|$)",
+    re.IGNORECASE,
 )
 
 
