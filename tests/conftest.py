@@ -6,8 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from configs import common
+
+# The same cases in every run, so that a failure is one of the change at hand: --hypothesis-profile=default draws others.
+hypothesis_settings.register_profile("fixed", derandomize=True)
+hypothesis_settings.load_profile("fixed")
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,14 +29,14 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _compile_once(tmp_path_factory):
-    """Many tests run the same small network: what one has compiled the others load, and so do all workers' programs."""
+    """Many tests run the same small network: what one has compiled the others load, and so do the programs they start.
+
+    A folder per worker: without a limit of its size JAX takes no lock, and another process could read half an entry.
+    """
     import jax
 
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # that of all workers
     settings = {
-        "jax_compilation_cache_dir": str(folder / "compiled"),
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
         "jax_compilation_cache_max_size": -1,  # a limit would look at all files at each new one

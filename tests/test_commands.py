@@ -19,7 +19,7 @@ HEAVY = ("jax", "flax", "optax", "orbax", "transformers", "datasets", "sklearn",
 
 def python(code, *args):
     done = subprocess.run(
-        [sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True, timeout=900, check=True
     )
     return done.stdout
 

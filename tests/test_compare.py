@@ -265,7 +265,7 @@ def test_a_browser_shows_the_numbers_of_summary_csv(runs, tmp_path, width):
         "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
         "--window-size=1500,1000", "--virtual-time-budget=20000", "--dump-dom", shown.as_uri(),
     ]  # fmt: skip
-    dom = html.unescape(subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout)
+    dom = html.unescape(subprocess.run(command, capture_output=True, text=True, timeout=900, check=True).stdout)
     body = re.search(r"<body data[^>]*>", dom)[0]
     assert "data-error" not in body and f'data-width="{width}"' in body
     assert int(re.search(r'data-overflow="(-?\d+)"', body)[1]) <= 0  # nothing runs out of the window's side

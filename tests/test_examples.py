@@ -29,7 +29,7 @@ def test_an_example_runs_from_an_empty_folder(example, tmp_path):
         env={**os.environ, "PYTHONPATH": str(package)},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     last = next(line for line in reversed(done.stdout.splitlines()) if "sparsity" in line)

@@ -87,7 +87,7 @@ def test_the_default_workdir_is_no_input_either(run, tmp_path):
         [sys.executable, str(ROOT / "launch.py"), f"--config={ROOT / 'configs' / 'quickstart.py'}",
          "--config.pruning.method=magnitude", "--config.model.init_from=results_magnitude",
          "--config.model.max_positions=512"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120, env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        cwd=tmp_path, capture_output=True, text=True, timeout=900, env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     assert done.returncode == 2 and "config.model.init_from is 'results_magnitude', which is or lies in" in done.stderr
     assert everything(tmp_path) == before

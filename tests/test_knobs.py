@@ -228,7 +228,7 @@ def test_a_hub_that_does_not_answer_is_told_at_once(tmp_path):
     command = [sys.executable, "launch.py", "--config=configs/spt_base.py", f"--workdir={tmp_path / 'run'}"]
     environ = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     environ |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=900)
     assert done.returncode == 2 and done.stderr.startswith("note: http://127.0.0.1:9 does not answer (")
     assert "cannot load sst2 from config.data.hub_name='nyu-mll/glue'" in done.stderr and "tsv" in done.stderr
     assert len(done.stderr.splitlines()) == 2 and not (tmp_path / "run").exists()

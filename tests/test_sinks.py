@@ -133,7 +133,7 @@ w.write({"epoch": 1, "step": 10, "eval_metric": 0.625})
 print("problems", w.close())
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=900,
         env={**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"},
     )  # fmt: skip
     assert "problems []" in done.stdout, done.stdout + done.stderr

@@ -76,7 +76,7 @@ def test_a_run_prints_no_line_of_its_libraries(tmp_path):
         f"--workdir={tmp_path / 'run'}", f"--config.data.cache_dir={tmp_path / 'cache'}",
     ]  # fmt: skip
     environ = os.environ | {"MPLCONFIGDIR": str(tmp_path / "mpl"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0 and done.stderr == ""
     said = done.stdout
     assert "compiling the training step for batches of 256 x " in said

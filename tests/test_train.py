@@ -491,7 +491,7 @@ def test_a_killed_process_resumes_and_the_command_line_obeys_signals(small_confi
                 if line.startswith(f"epoch {after}/"):
                     break
             process.send_signal(number)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=900)
         return process.returncode, out, err
 
     code, out, _ = run("whole")

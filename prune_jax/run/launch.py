@@ -190,7 +190,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         config, _ = inputs.resolve(arguments.config)
         _keep_what_is_compiled(config.data.cache_dir)
-        from prune_jax.run import train  # jax is loaded only for a config that can run
+        from prune_jax.run import train  # orbax and flax are loaded only for a config that can run
 
         # The config as given: train resolves it again, for its notes. A window that has been cut gives none.
         train.train_and_evaluate(arguments.config, arguments.workdir or f"results_{config.pruning.method}")
