@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis_settings
 
 from configs import common
 
-# The same cases in every run, so that a failure is one of the change at hand: --hypothesis-profile=default draws others.
+# The same cases in every run: a failure is one of the change at hand. --hypothesis-profile=default draws others.
 hypothesis_settings.register_profile("fixed", derandomize=True)
 hypothesis_settings.load_profile("fixed")
 
