@@ -18,12 +18,22 @@ WORDS = [f"w{i}" for i in range(40)]
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A random Llama in bfloat16 with a tokenizer of words."""
+    return written(tmp_path_factory.mktemp("checkpoint"), tied=False)
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory):
+    """The same whose head is the embedding."""
+    return written(tmp_path_factory.mktemp("tied"), tied=True)
+
+
+def written(folder, tied):
     import tokenizers
 
-    folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(vocab_size=40, num_hidden_layers=2, hidden_size=16, num_attention_heads=4,
-                                      num_key_value_heads=2, intermediate_size=24, initializer_range=0.3)  # fmt: skip
+                                      num_key_value_heads=2, intermediate_size=24, initializer_range=0.3,
+                                      tie_word_embeddings=tied)  # fmt: skip
     transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     model = tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="w0")
     tokenizer = tokenizers.Tokenizer(model)
@@ -58,13 +68,13 @@ def test_a_checkpoint_becomes_a_pruned_one_that_transformers_loads(checkpoint, t
         np.testing.assert_array_equal(*(next(iter(tree[name].values())) for tree in (dense, pruned)))
 
 
-def test_the_perplexity_is_that_of_transformers(checkpoint, tmp_path):
-    assert command_line.main(flags(checkpoint, tmp_path / "out", "--method=wanda", "--sparsity=0.25")) == 0
+def test_the_perplexity_is_that_of_transformers(tied, tmp_path):
+    assert command_line.main(flags(tied, tmp_path / "out", "--method=wanda", "--sparsity=0.25")) == 0
     summary = json.loads((tmp_path / "out" / "oneshot.json").read_text())
-    tokens = [WORDS.index(word) for word in language.read_texts([checkpoint / "text"]).split()]
+    tokens = [WORDS.index(word) for word in language.read_texts([tied / "text"]).split()]
     held = np.array(tokens[1080:]).reshape(-1, 24)
     assert summary["evaluated_tokens"] == held.size
-    for folder, key in ((checkpoint, "metric_before"), (tmp_path / "out", "metric_after")):
+    for folder, key in ((tied, "metric_before"), (tmp_path / "out", "metric_after")):
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         with torch.no_grad():
             loss = model(torch.tensor(held), labels=torch.tensor(held)).loss.item()

@@ -116,7 +116,7 @@ def prune(
     Args:
       config: a resolved config; plan: what pruning.structure covers; params, gates: the network.
       log: called with a line about every tenth of the way; tell: with every kernel, in place of log.
-      keep: the name of a module that stays dense.
+      keep: the name of a module that stays dense, where there is one.
     Returns:
       (params, gates, {"method", "structure", "sparsity", "target", "examples", "correct", "seconds", "error", the
       largest of a kernel's outputs, and "layers": a list of {"name", "sparsity", "error"}}).
@@ -131,7 +131,7 @@ def prune(
         f"^{re.escape(name)}$": KEEP
         for name, leaf in trees.by_name(params).items()
         if gates_lib.is_kernel(name, leaf) and name not in covered and not groups
-    } | ({f"^{keep}/": KEEP} if keep else {})
+    } | ({f"^{keep}/": KEEP} if keep in params else {})
     layers: list[dict] = []
 
     def note(done: Done) -> None:
