@@ -289,7 +289,7 @@ for step in range(1, 10_000):
 """
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.011, 0.023])
+@pytest.mark.parametrize("delay", [0.011, *(pytest.param(delay, marks=pytest.mark.slow) for delay in (0.0, 0.023))])
 def test_a_process_killed_while_saving_leaves_a_whole_checkpoint(tmp_path, delay):
     root = Path(__file__).resolve().parents[1]
     command = [sys.executable, "-c", SAVER, str(tmp_path)]

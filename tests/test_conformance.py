@@ -25,6 +25,7 @@ OPTIONS = {  # what a small network and few steps ask for
     "synflow": {"rounds": 5},
 }
 NAMES = [name for name in methods.REGISTRY if methods.scheduled(name)]
+OTHERS = [name for name in NAMES if name not in ("magnitude", "movement", "spt", "set")]  # with structures, slow
 GATES_ALONE = ("set", "rigl")  # an exchange would break blocks and n:m
 X = jax.random.normal(jax.random.key(1), (16, 8))
 Y = jnp.sin(X @ jnp.arange(8.0))[:, None] * jnp.arange(1.0, 5.0)
@@ -76,8 +77,16 @@ def portion(structure, target, gate):
     return round(target * gate.size / unit) * unit
 
 
-@pytest.mark.parametrize("structure", ["unstructured", "block:2x2", "2:4"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "structure"),
+    [
+        pytest.param(
+            name, structure, marks=[pytest.mark.slow] if structure != "unstructured" and name in OTHERS else []
+        )
+        for name in NAMES
+        for structure in ("unstructured", "block:2x2", "2:4")
+    ],
+)
 @pytest.mark.usefixtures("compiled_counts")
 def test_the_life_of_a_method(name, structure):
     """Exact at each event, shrinking unless it regrows, closed weights 0, one compilation, resumed to the bit."""

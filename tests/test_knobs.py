@@ -114,7 +114,7 @@ def task_batch(rows=16, real=13):
     }
 
 
-@pytest.mark.parametrize("parts", [2, 4, 16])  # 16: some parts have no real row
+@pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.slow), 16])  # 16: some have no real row
 @pytest.mark.parametrize("method", ["magnitude", "spt", "movement"])
 def test_a_step_in_parts_is_the_step_of_the_whole_batch(parts, method, small_config):
     """Weights, scores (SPT's exploration among them), moments and the loss, over two steps."""

@@ -282,7 +282,9 @@ def test_notes_say_what_the_targets_refer_to(small_config):
     assert any("75% closed, is short of 1:8 (87.5%)" in note for note in config_lib.resolve(small_config, {})[1])
 
 
-@pytest.mark.parametrize(("method", "pooler"), [("magnitude", False), ("spt", True)])
+@pytest.mark.parametrize(
+    ("method", "pooler"), [pytest.param("magnitude", False, marks=pytest.mark.slow), ("spt", True)]
+)
 def test_a_run_prunes_by_heads_columns_and_the_pooler(method, pooler, small_config, tmp_path):
     from prune_jax import report
     from prune_jax.run import folder as runs
@@ -373,7 +375,7 @@ def test_a_layer_of_one_head_has_that_head(heads):
             assert sorted(inner) == ["attention_output", "key", "query", "value"]
 
 
-@pytest.mark.parametrize("structure", ["hidden+layer", "head+ffn+hidden+layer"])
+@pytest.mark.parametrize("structure", [pytest.param("hidden+layer", marks=pytest.mark.slow), "head+ffn+hidden+layer"])
 def test_a_run_prunes_widths_and_layers_resumes_evaluates_and_compresses(structure, small_config, tmp_path, capsys):
     from prune_jax import report
     from prune_jax.__main__ import main

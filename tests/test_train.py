@@ -248,7 +248,7 @@ def test_a_finished_run_is_zipped_before_the_next(small_config, tmp_path):
     assert numbers(tmp_path / "unzipped" / "run") == first
 
 
-@pytest.mark.parametrize("step", [2, 17])
+@pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), 17])
 def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(step, small_config, tmp_path, monkeypatch):
     original, count = batching.train_batches, [0]
 
@@ -375,7 +375,7 @@ def by_hand(config):
     ("method", "scope", "changes"),
     [
         ("magnitude", "global", {}),
-        ("movement", "local", {"movement.frequency": 3}),
+        pytest.param("movement", "local", {"movement.frequency": 3}, marks=pytest.mark.slow),
         ("movement", "local", {"movement.frequency": 3, "movement.regrow": True}),
         ("spt", "local", {"spt.epsilon": 0.05, "spt.explorations": 2}),
         ("spt", "global", {"spt.epsilon": 0.3, "spt.credit": "layer"}),
@@ -460,7 +460,7 @@ def test_every_real_task_trains_and_evaluates(task, small_config, tmp_path, real
     assert {name for name in row if name.startswith("eval_")} == {"eval_loss", "eval_metric"} | ({second} - {None})
 
 
-@pytest.mark.parametrize("task", ["pair", "regression"])
+@pytest.mark.parametrize("task", [pytest.param("pair", marks=pytest.mark.slow), "regression"])
 def test_the_other_built_in_tasks_train(task, small_config, tmp_path):
     small_config.data.task = task
     summary = train.train_and_evaluate(small_config, tmp_path / "run")
