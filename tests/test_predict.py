@@ -127,6 +127,15 @@ def test_a_column_that_is_there_twice_is_told(run, tmp_path, capsys):
     assert "in.csv has the column 'text' 2 times" in capsys.readouterr().err
 
 
+def test_a_row_that_does_not_fit_is_told_and_a_semicolon_read(run, tmp_path, capsys):
+    path = tmp_path / "in.csv"
+    path.write_text("text,label\na good, long film,yes\n")
+    assert command_line.main(["predict", str(run), "--in", str(path)]) == 2
+    assert "in.csv, line 2: the row has 3 cells, the header 2" in capsys.readouterr().err
+    path.write_text("id;text\n1;good film\n2;bad film\n")
+    assert [row["label"] for row in predicted(capsys, run, "--in", path)] == ["yes", "no"]
+
+
 def test_an_artifact_evaluates_on_a_file_that_the_caller_names(run, tmp_path, capsys):
     assert command_line.main(["compress", str(run), str(tmp_path / "run.pjx"), "--bits=0"]) == 0
     (tmp_path / "films.csv").write_text("\n".join(["text,label", *ROWS]) + "\n")

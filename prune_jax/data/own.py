@@ -5,22 +5,19 @@ text. A label that is missing or no label of the task is a malformed row: an err
 """
 
 import atexit
-import csv
 import functools
-import gzip
 import logging
 import math
 import os
 import shutil
 import tempfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from prune_jax.data import sources
+from prune_jax.data import delimited, sources
 from prune_jax.data.glue import OwnTask
 from prune_jax.errors import UserError, first_line
 from prune_jax.files import look_for_hub
@@ -149,6 +146,8 @@ def _load(what: str, *args, **kwargs):
     try:
         return datasets.load_dataset(*args, **kwargs)
     except Exception as error:  # a dozen kinds: no such repository, no such configuration, a broken file, no UTF-8
+        if "corresponds to no data" in str(error):
+            raise UserError(f"{what} has no rows") from error
         cause = error.__cause__ or error.__context__ or error  # a DatasetGenerationError names no reason itself
         raise UserError(
             f"cannot read {what}: {first_line(cause if isinstance(cause, Exception) else error)}"
@@ -165,28 +164,9 @@ def _file(task: OwnTask, options, path: str):
         # Else pandas reads "NA" as nothing and "007" as a number; utf-8-sig is UTF-8 that may begin with a mark.
         columns = (*task.columns, options.label)
         extra = {"converters": dict.fromkeys(columns, str), "keep_default_na": False, "encoding": "utf-8-sig"}
-        if path.endswith((".tsv", ".tsv.gz")):
-            extra["sep"] = "\t"
-        _check_header(path, columns, extra.get("sep", ","))
+        extra["sep"] = delimited.separator(path, columns)
     builder = {"jsonl": "json"}.get(options.source, options.source)
     return _load(path, builder, data_files={"rows": [path]}, split="rows", **extra)
-
-
-def _check_header(path: str, columns: Sequence[str], separator: str) -> None:
-    """UserError where a csv file has one of the columns twice: pandas would take the first and say nothing."""
-    opener = gzip.open if path.endswith(".gz") else open
-    try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            names = next(csv.reader(file, delimiter=separator), [])
-    except (OSError, EOFError, ValueError, csv.Error, zlib.error):
-        return  # the library that reads the rows says what is wrong
-    check_once(path, names, columns)
-
-
-def check_once(where, names: Sequence[str], columns: Sequence[str]) -> None:
-    """UserError where a table has a column that is read more than once."""
-    if twice := next((column for column in columns if names.count(column) > 1), None):
-        raise UserError(f"{where} has the column {twice!r} {names.count(twice)} times; allowed: once")
 
 
 def _folder(folder: Path) -> dict[str, list]:

@@ -78,9 +78,9 @@ def _read(path: Path, network, columns: list[str] | None) -> tuple[list[dict], l
     """(the rows of a file, the columns that are read)."""
     if not path.exists():
         raise UserError(f"--in is {str(path)!r}; there is no such file")
-    from prune_jax.data import own
+    from prune_jax.data import delimited
 
-    names: list[str] = []
+    columns = columns or _columns(network)
     if path.is_dir() or path.suffix.lower() in _IMAGES:
         found = sorted(p for p in path.rglob("*") if p.suffix.lower() in _IMAGES) if path.is_dir() else [path]
         if not found:
@@ -88,9 +88,9 @@ def _read(path: Path, network, columns: list[str] | None) -> tuple[list[dict], l
         return [{"image": image} for image in found], ["image"]
     try:
         if path.suffix in _TABLES:
-            with open(path, encoding="utf-8-sig", newline="") as file:
-                table = csv.DictReader(file, delimiter=_TABLES[path.suffix], restval="")
-                rows, names = list(table), list(table.fieldnames or ())
+            separator = delimited.separator(path, columns)
+            with open(path, encoding="utf-8-sig", newline="") as file, delimited.cells_of_any_length():
+                rows = list(csv.DictReader(file, delimiter=separator, restval=""))
         else:
             lines = path.read_text(encoding="utf-8-sig").split("\n")
             lines = lines[:-1] if lines[-1] == "" else lines
@@ -104,8 +104,6 @@ def _read(path: Path, network, columns: list[str] | None) -> tuple[list[dict], l
         raise UserError(f"{path} cannot be read: {error}") from error
     if not rows:
         raise UserError(f"{path} has no rows")
-    columns = columns or _columns(network)
-    own.check_once(path, names, columns)
     for number, row in enumerate(rows, 1):
         if missing := [column for column in columns if column not in row]:
             raise UserError(
