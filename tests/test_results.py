@@ -210,3 +210,19 @@ def test_the_page_of_the_field_says_what_is_measured():
     assert "- at 90 % the most accurate is" in text and "at 97 % the most" not in text
     assert "| GMP\\*: magnitude | | 0.750 ± 0.071 | | 0.500 | 2,300 | 0, 1 |" in text
     assert "- GMP\\*: magnitude: 80 %, 95 %\n" in text
+
+
+def test_without_exploration_passes():
+    measured = rows_of("mnist_without_exploration.jsonl")
+    names = {
+        "sensitivity": ("sensitivity", None),
+        "platon": ("platon", None),
+        "magnitude_global": ("magnitude_global", None),
+        "layer_movement": ("layer_movement", None),
+        "layer_movement with `--ablate exploration`": ("layer_movement", "exploration"),
+    }
+    _, *rows = table("spt_credit.md", "Without exploration passes")
+    assert [title for title, *_ in rows] == list(names)
+    for title, *cells in rows:
+        found = [row for row in measured if (row["variant"], row["ablate"]) == names[title]]
+        assert cells == [shown(found, level) for level in ("50", "90", "97", "99")], title
