@@ -226,6 +226,17 @@ def test_a_kernel_that_inputs_make_is_not_left_dense_in_silence():
     closes_half(lambda p, x: net(p, x, "up"), params, [ids], ["conv", "out"], rules=kept)
 
 
+def test_kernels_beside_a_scatter_and_a_branch_are_pruned():
+    """Messages are added up, and a branch has no kernel of its own."""
+    params = {"a": normal(1, 8, 8), "b": normal(2, 8, 8)}
+
+    def net(p, x):
+        x = jax.ops.segment_sum(x @ p["a"], jnp.arange(6) % 3, 3)
+        return jax.lax.cond(x[0, 0] > 0, jnp.tanh, jnp.sin, x) @ p["b"]
+
+    closes_half(net, params, [normal(3, 6, 8)], ["a", "b"])
+
+
 def test_a_refused_kernel_can_be_kept():
     net = lambda p, x: (x @ p["a"]) @ (p["w"] / jnp.linalg.norm(p["w"]))  # noqa: E731
     params = {"a": normal(1, 8, 8), "w": normal(1, 8, 8)}

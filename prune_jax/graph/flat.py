@@ -104,8 +104,10 @@ class Flat:
             return self._inline(*tracing.inner_jaxpr(eqn), ins)
         if name == "scan" and weights:
             return self._unrolled(eqn, ins)
-        if weights and any(hasattr(value, "eqns") or hasattr(value, "jaxpr") for value in _values(eqn.params)):
-            self.hidden |= dict.fromkeys(weights, name)
+        if weights and any(_computes(value) for value in _values(eqn.params)):
+            # What inputs have a part in has met its kernels before.
+            given = self._union(i for i in ins if isinstance(i, Literal) or i not in self.live)
+            self.hidden |= dict.fromkeys(given, name)
         run = lambda *operands: tracing.bound(eqn, operands, eqn.params)  # noqa: E731
         key = (name, tuple((word, _key(value)) for word, value in sorted(eqn.params.items())))
         return self._add(name, run, key, ins, [var.aval for var in eqn.outvars], eqn)
@@ -187,6 +189,14 @@ def literal_key(literal: Any) -> tuple:
 def _values(params: dict[str, Any]) -> Iterable[Any]:
     for value in params.values():
         yield from value if isinstance(value, tuple | list) else (value,)
+
+
+def _computes(value: Any) -> bool:
+    """Whether a parameter is a function of arrays; one of numbers, such as a scatter's addition, meets no kernel."""
+    if not hasattr(value, "eqns") and not hasattr(value, "jaxpr"):
+        return False
+    jaxpr, consts = tracing.open_jaxpr(value)
+    return bool(consts) or any(var.aval.shape for var in (*jaxpr.invars, *jaxpr.constvars))
 
 
 def _key(value: Any) -> Any:
