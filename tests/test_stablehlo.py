@@ -79,6 +79,26 @@ def test_listed_lengths_each_have_a_file_and_the_shortest_that_holds_a_batch_tak
     assert main(["export", *command, "8", "--force"]) == 0 and not (out / "model_24.stablehlo").exists()
 
 
+def test_a_given_batch_and_platform_make_a_static_program(run, tmp_path, capsys):
+    """Other compilers, IREE among them, take neither open shapes nor an argument for the platform."""
+    folder, model, params, gates = run
+    command = ["export", str(folder), str(tmp_path / "out"), "--batch=3", "--platform=cpu"]
+    assert main(command) == 2 and "--batch and --platform need --format=stablehlo" in capsys.readouterr().err
+    assert main([*command, "--format=stablehlo", "--length=8"]) == 0
+    program = jax.export.deserialize(bytearray((tmp_path / "out" / "model_8.stablehlo").read_bytes())).mlir_module()
+    main_takes = program.split("@main(")[1].split("->")[0]
+    assert main_takes.count("tensor<3x8xi32>") == main_takes.count("tensor<") == 3
+    assert "tensor<?" not in program and "dynamic_" not in program
+    info = load(tmp_path / "out").info
+    assert info["platforms"] == ["cpu"] and info["inputs"][0]["shape"] == [3, "length"]
+    assert info["output"]["shape"] == [3, 2]
+    inputs = batch_of(3, 8)
+    expected = model.apply({"params": params, "gates": gates}, *inputs)
+    np.testing.assert_allclose(load(tmp_path / "out").call(*inputs), expected, atol=1e-5 * np.abs(expected).max())
+    assert main([*command, "--format=stablehlo", "--force"]) == 0
+    assert (tmp_path / "out" / "model_32.stablehlo").is_file()  # the run's data.max_len
+
+
 def test_int8_is_smaller_and_near_and_a_shrunk_file_smaller_still(run, tmp_path):
     folder = run[0]
     found = {

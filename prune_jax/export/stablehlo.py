@@ -4,6 +4,9 @@ A folder holds model.stablehlo, which jax.export.deserialize reads, and model.js
 out. The batch size is open, and so is the length of texts, up to the network's positions. With a list of lengths, there
 is instead one model_N.stablehlo per length, for texts of N tokens. A batch is padded to the shortest that holds it.
 
+With a number of rows, the files take batches of that size alone. With a length and a single platform, too, the shapes
+are static and no argument names the platform: compilers outside of jax need that, and IREE refuses open shapes.
+
 Closed weights are zeros. jax promises to read such a file for at least six months of later releases; model.json names
 the release that wrote it.
 
@@ -81,16 +84,17 @@ def _file_name(length: int | None) -> str:
     return MODEL if length is None else f"model_{length}.stablehlo"
 
 
-def _specs(model, length: int | None = None) -> tuple[list[jax.ShapeDtypeStruct], list[dict]]:
+def _specs(model, length: int | None = None, rows: int = 0) -> tuple[list[jax.ShapeDtypeStruct], list[dict]]:
     """(the shapes of the inputs, for jax.export; their description, for model.json).
 
-    The batch is symbolic, and so is the length of texts unless it is given.
+    The batch is symbolic unless `rows` is given, and so is the length of texts unless it is given.
     """
     any_length = length is None and "input_ids" in model.inputs
     scope = jax_export.SymbolicScope([f"length <= {model.cfg.max_positions}"] if any_length else [])
     specs, described = [], []
     for name, example in zip(model.inputs, model.example_inputs(), strict=True):
-        dims = ["batch", "length"] if example.ndim == 2 else ["batch", *example.shape[1:]]
+        first = rows or "batch"
+        dims = [first, "length"] if example.ndim == 2 else [first, *example.shape[1:]]
         fixed = [length if dim == "length" and length else dim for dim in dims]
         shape = jax_export.symbolic_shape(", ".join(map(str, fixed)), scope=scope)
         specs.append(jax.ShapeDtypeStruct(shape, example.dtype))
@@ -98,13 +102,13 @@ def _specs(model, length: int | None = None) -> tuple[list[jax.ShapeDtypeStruct]
     return specs, described
 
 
-def _random_inputs(model, most: int | None) -> list[np.ndarray]:
+def _random_inputs(model, most: int | None, rows: int) -> list[np.ndarray]:
     rng, inputs = np.random.default_rng(0), []
     for name, example in zip(model.inputs, model.example_inputs(), strict=True):
         if example.ndim > 2:
-            inputs.append(rng.random((8, *example.shape[1:]), np.float32))
+            inputs.append(rng.random((rows, *example.shape[1:]), np.float32))
         elif name == "input_ids":
-            inputs.append(rng.integers(0, model.cfg.vocab_size, (8, min(32, most)), np.int32))
+            inputs.append(rng.integers(0, model.cfg.vocab_size, (rows, min(32, most)), np.int32))
         else:
             inputs.append(np.full_like(inputs[0], name == "attention_mask"))
     return inputs
@@ -143,6 +147,7 @@ def write(
     shrink: bool = False,
     lengths: Sequence[int] = (),
     platforms: Sequence[str] = PLATFORMS,
+    rows: int = 0,
 ) -> dict:
     """Writes the model and model.json into an existing folder.
 
@@ -153,9 +158,10 @@ def write(
       int8: whether kernels and embedding tables are stored in 8 bits.
       shrink: whether units that are closed as a whole, of any group of the network, are cut out.
       lengths: one file for each, in tokens; empty: one file for all lengths.
+      rows: the size of every batch; 0, any.
     Returns:
       What model.json holds. Its largest_logit_difference is the one between the files, read back, and the float32
-      network on 8 random inputs; largest_logit is the largest of those logits.
+      network on random inputs, 8 where the batch is open; largest_logit is the largest of those logits.
     Raises:
       ValueError: the network does not take one of the lengths.
       UserError: flatbuffers is not installed.
@@ -186,13 +192,13 @@ def write(
     listed, size, functions = sorted(set(lengths)) or None, 0, []
     most = listed[-1] if listed else most
     for length in listed or [None]:
-        specs, inputs = _specs(model, length)
+        specs, inputs = _specs(model, length, rows)
         exported = jax_export.export(jax.jit(forward), platforms=platforms)(*specs)
         data = bytes(exported.serialize())
         files.write_bytes(folder / _file_name(length), data)
         functions.append(jax_export.deserialize(bytearray(data)))
         size += len(data)
-    examples = _random_inputs(model, most)
+    examples = _random_inputs(model, most, rows or 8)
     expected = np.asarray(own(*examples))
     logits = np.asarray(_caller(functions, listed, most)(*examples))
     info = {
@@ -204,7 +210,7 @@ def write(
         "inputs": inputs,
         "max_length": most,
         "lengths": listed,
-        "output": {"name": "logits", "shape": ["batch", len(labels) or 1], "dtype": "float32"},
+        "output": {"name": "logits", "shape": [rows or "batch", len(labels) or 1], "dtype": "float32"},
         "task": task,
         "labels": list(labels) or ["score"],
         "problem_type": "single_label_classification" if labels else "regression",

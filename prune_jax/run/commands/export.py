@@ -1,7 +1,7 @@
 """Writes a run's network as a checkpoint that transformers loads, or as StableHLO files.
 
     prune-jax export RUN_DIR OUT_DIR [--kind=KIND] [--format=hf|stablehlo] [--shrink] [--int8]
-        [--length N [N ...]] [--force] [--push-to-hub=USER/NAME [--dry-run]]
+        [--length N [N ...]] [--batch=N] [--platform P [P ...]] [--force] [--push-to-hub=USER/NAME [--dry-run]]
 
 With --format=hf OUT_DIR receives config.json, model.safetensors, the tokenizer and a model card, for transformers'
 AutoModelForSequenceClassification (which needs torch) and AutoTokenizer, or, without a card, of a decoder for
@@ -74,11 +74,14 @@ def export(
     int8: bool = False,
     lengths: Sequence[int] = (),
     place: str = "",
+    rows: int = 0,
+    platforms: Sequence[str] = (),
 ) -> dict:
     """Writes the network of the run in `run` to the folder `target`, whole or not at all.
 
     Args:
       place: where it is going to be on the hub, for its model card; "": only here.
+      rows, platforms: of a StableHLO file, the size of its batches and where it runs; 0 and (), any and all.
 
     Returns its config.json, with `notes` on what stays at full width, or its model.json where form is "stablehlo" in
     place of "hf".
@@ -109,6 +112,8 @@ def export(
     for length in lengths:
         if not 0 < length <= longest:
             raise UserError(f"--length is {length}; allowed: {f'1 to {longest}' if longest else 'none, with images'}")
+    if rows and longest and not lengths:
+        lengths = (min(network.config.data.max_len, longest),)  # a batch of a given size is one of a given shape
     with files.write_folder(target, replace=True) as folder:
         if form == "hf":
             summary, made = (
@@ -118,7 +123,19 @@ def export(
             words, own = made.get("command"), (network.params, network.gates, model, labels, shrink)
             command = shlex.join(map(str, words)) if isinstance(words, list) else ""
             return write_bert(folder, *own, run / "tokenizer", place or target.name, kind, summary, command)
-        written = stablehlo.write(folder, model, network.params, network.gates, task, labels, int8, shrink, lengths)
+        written = stablehlo.write(
+            folder,
+            model,
+            network.params,
+            network.gates,
+            task,
+            labels,
+            int8,
+            shrink,
+            lengths,
+            platforms or stablehlo.PLATFORMS,
+            rows,
+        )
         if written["max_length"]:
             checkpoint.write_tokenizer(folder, run / "tokenizer", written["max_length"])
         return written
@@ -187,6 +204,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--length", type=int, nargs="+", default=(), metavar="N", help="stablehlo: one file per length, in tokens"
     )
+    parser.add_argument("--batch", type=int, default=0, metavar="N", help="stablehlo: batches of N rows, of one length")
+    parser.add_argument(
+        "--platform", nargs="+", default=(), choices=("cpu", "cuda", "tpu"), help="stablehlo: where it runs (all)"
+    )
     parser.add_argument("--force", action="store_true", help="replace an earlier export in OUT_DIR")
     parser.add_argument("--push-to-hub", metavar="USER/NAME", help="hf: upload the export, with your own token")
     parser.add_argument("--dry-run", action="store_true", help="with --push-to-hub: tell what would be uploaded")
@@ -205,6 +226,10 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--int8 needs --format=stablehlo: a BERT of transformers has no 8-bit weights")
     if args.length and args.format == "hf":
         raise UserError("--length needs --format=stablehlo: a BERT of transformers takes any length")
+    if (args.batch or args.platform) and args.format == "hf":
+        raise UserError("--batch and --platform need --format=stablehlo: a checkpoint of transformers takes any")
+    if args.batch < 0:
+        raise UserError(f"--batch is {args.batch}; allowed: 1 or more")
     written = export(
         args.run,
         args.target,
@@ -215,6 +240,8 @@ def main(argv: Sequence[str]) -> None:
         args.int8,
         args.length,
         args.push_to_hub or "",
+        args.batch,
+        args.platform,
     )
     if args.format == "stablehlo":
         print(
