@@ -428,7 +428,10 @@ def test_eight_devices_give_the_numbers_of_one(small_config, tmp_path):
         f"c = config.from_json(json.load(open({str(tmp_path / 'one' / 'config.json')!r})));"
         f"train.train_and_evaluate(c, {str(tmp_path / 'eight')!r})"
     )
-    run_python(code, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    parts = code.replace(
+        "train.train_and_evaluate", "c.unlock(); c.mesh.fsdp = c.mesh.tensor = 2; train.train_and_evaluate"
+    )
+    run_python(parts, XLA_FLAGS="--xla_force_host_platform_device_count=8")
     assert "8 x" in json.loads((tmp_path / "eight" / "summary.json").read_text())["device"]
     for one, eight in zip(numbers(tmp_path / "one"), numbers(tmp_path / "eight"), strict=True):
         assert one["sparsity"] == eight["sparsity"]

@@ -27,6 +27,7 @@ def check(config) -> None:
     _check_own_data(config.data)
     check_metrics(task_of(config.data))
     _check_training(config)
+    _check_mesh(config.mesh)
     _check_reads(config)
 
 
@@ -93,6 +94,16 @@ def _check_reads(config) -> None:
     if reads == LANGUAGE:
         _check_decoder(model)
         _check_text(data)
+
+
+def _check_mesh(mesh) -> None:
+    sizes = {axis: mesh[axis] for axis in ("data", "fsdp", "tensor")}
+    for axis, size in sizes.items():
+        if size == 0:
+            raise fail(f"mesh.{axis}", size, "1 and more, or -1 for the devices that the other axes leave")
+    if list(sizes.values()).count(-1) > 1:
+        last = [axis for axis, size in sizes.items() if size == -1][-1]
+        raise fail(f"mesh.{last}", -1, "1 and more, where another axis is -1: one of them can have the rest")
 
 
 def _check_decoder(model) -> None:

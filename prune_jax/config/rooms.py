@@ -197,7 +197,7 @@ class Train:
         "last sparsity on; 0, never.",
         0,
     )
-    batch_size: int = option(96, "The examples per step, a multiple of the devices.", 1, 10_000_000)
+    batch_size: int = option(96, "The examples per step, a multiple of mesh.data times mesh.fsdp.", 1, 10_000_000)
     accumulate: int = option(
         1,
         "The parts that a step's batch is computed in, one after another, for less memory: their gradients are added "
@@ -223,6 +223,19 @@ class Train:
     clip_norm: float = option(1.0, "The global norm that the gradient is clipped to; 0, no clipping.", 0)
     seed: int = option(0, "The seed of initial weights, of the data's order, of dropout, and of ties.", 0, _SEEDS)
     checkpoint_every: int = option(0, "The steps between saves inside an epoch; 0, a save per epoch alone.", 0)
+
+
+@options
+class Mesh:
+    """How the devices share the work."""
+
+    data: int = option(-1, "The parts of a batch that whole networks take; -1, the devices that the others leave.", -1)
+    fsdp: int = option(
+        1,
+        "The parts of a batch, and of every weight, gate, score and moment, which devices put together as needed.",
+        -1,
+    )
+    tensor: int = option(1, "The parts of a layer's heads and feed-forward columns; 1 where a model has none.", -1)
 
 
 @options
@@ -311,6 +324,7 @@ FIXED: dict[str, type] = {
     "model": Model,
     "data": Data,
     "train": Train,
+    "mesh": Mesh,
     "pretrain": Pretrain,
     "distill": Distill,
     "pruning": Pruning,

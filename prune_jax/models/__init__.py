@@ -8,6 +8,7 @@ A model has
   head: the name of the module that belongs to the task; HEADS are those that any model has,
   layer_outputs(sown): what its layers sow for a teacher, where they do,
   in_body(name): whether a kernel belongs to the network's body, which pruning.structure=encoder, blocks and n:m cover,
+  split(name): the axis of a weight that config.mesh.tensor splits, and its heads or columns, where it has some,
   layers: what its layers are called, and in which order,
   opened(params, gates): the network without what no axis of its graph tells of, its closed layers, where it has some,
   sizes(params): the keys of config.model that say its widths once units are cut out, where a config can say them,

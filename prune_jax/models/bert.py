@@ -188,6 +188,14 @@ class Bert(nn.Module):
 
         return Layers(type_of, kinds, (self.head,))
 
+    def split(self, name: str) -> tuple[int, int] | None:
+        """(the axis of a weight that several devices can share, the heads or columns along it); None if they cannot."""
+        layer, module, leaf = (*name.split("/"), "", "")[:3]
+        at = {"query": 1, "key": 1, "value": 1, "attention_output": 0, "ffn_hidden": 1, "ffn_output": 0}.get(module)
+        if at is None or (leaf == "bias" and at == 0):
+            return None
+        return (0 if leaf == "bias" else at), self.widths[module.startswith("ffn")][int(layer.removeprefix("layer_"))]
+
     def in_body(self, name: str) -> bool:
         """Whether a kernel is neither the pooler's nor the head's."""
         return name.split("/")[0] not in ("pooler", self.head)

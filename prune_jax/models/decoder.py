@@ -18,6 +18,7 @@ from prune_jax.pruning.plan import Layers
 from prune_jax.pruning.structure import Group
 
 _init = nn.initializers.normal(0.02)
+_READERS = ("attention_output", "ffn_output")  # of heads and columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +119,14 @@ class Decoder(nn.Module):
         """Seven layer types, in their cyclic order, and the head."""
         kinds = ("query", "key", "value", "attention_output", "ffn_gate", "ffn_hidden", "ffn_output")
         return Layers(lambda name: name.split("/")[-2 if "/" in name else -1], kinds, (self.head,))
+
+    def split(self, name: str) -> tuple[int, int] | None:
+        """As Bert's; the queries go with the keys and values that they ask."""
+        module, leaf = name.split("/")[-2:]
+        at = dict.fromkeys(("query", "key", "value", "ffn_gate", "ffn_hidden"), 1) | dict.fromkeys(_READERS, 0)
+        if module not in at or (leaf == "bias" and module in _READERS):
+            return None
+        return (0 if leaf == "bias" else at[module]), self.cfg.d_ff if "ffn" in module else self.cfg.num_kv_heads
 
     def in_body(self, name: str) -> bool:
         """Whether a kernel is not the head's."""

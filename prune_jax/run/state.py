@@ -145,6 +145,7 @@ def make_train_step(
     training_loss: Callable | None = None,
     parts: int = 1,
     smoothing: float = 0.0,
+    gather: Callable[[Tree], Tree] | None = None,
 ) -> Callable:
     """(state, batch, learning_rates, hyper, teacher=None) -> (state, loss): one optimizer step, then the after_step.
 
@@ -156,6 +157,7 @@ def make_train_step(
         a teacher's variables or None (prune_jax.run.distill). What a method explores stays batch_loss.
       parts: in which the batch is computed (in_parts), each with its own dropout; exploration, too.
       smoothing: of the labels, in the place of training_loss.
+      gather: puts together params that are split over devices, where the network uses them (mesh.Layout.gather).
     """
 
     def train_step(state: TrainState, batch: Batch, learning_rates, hyper, teacher: Tree = None):
@@ -171,6 +173,7 @@ def make_train_step(
             return gates_lib.masked(leaves["params"], method.training_gates(state.gates, leaves["method"]))
 
         def loss_fn(params, batch, key):
+            params = gather(params) if gather else params
             if training_loss is None:
                 return batch_loss(model, params, {}, batch, key, smoothing)
             return training_loss(model, params, {}, batch, key, teacher)
@@ -180,6 +183,8 @@ def make_train_step(
             return jax.value_and_grad(loss_fn)(weights, rows, key)
 
         def explored(params, gates):
+            if gather:
+                params, gates = gather(gates_lib.masked(params, gates)), {}
             if method.flow:
                 return flow(model, params, gates)
             return in_parts(lambda rows, _: batch_loss(model, params, gates, rows), batch, parts)
@@ -258,14 +263,19 @@ def make_prune_step(method: Method, plan: Plan) -> Callable:
     return prune_step
 
 
-def make_eval_step(model) -> Callable:
+def make_eval_step(model, gather: Callable[[Tree], Tree] | None = None) -> Callable:
     """(params, gates, batch) -> (logits (batch, num_labels) float32, losses (batch,) float32), without dropout.
 
     In the place of logits what the model's `scored` keeps of them, where it has that.
+
+    Args:
+      gather: as make_train_step's.
     """
     scored = getattr(model, "scored", lambda logits, batch: logits)
 
     def eval_step(params, gates, batch):
+        if gather:
+            params, gates = gather(gates_lib.masked(params, gates)), {}
         logits = apply(model, params, gates, batch)
         return scored(logits, batch), model.losses(logits, batch)
 

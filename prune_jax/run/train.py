@@ -14,34 +14,20 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prune_jax import config as config_lib
 from prune_jax import files, methods, report
 from prune_jax.config import schedules
 from prune_jax.data import batching
-from prune_jax.errors import Collapsed, Diverged, Stopped, UserError
+from prune_jax.errors import Collapsed, Diverged, Stopped
 from prune_jax.pruning import gates as gates_lib
 from prune_jax.pruning.method import Method
-from prune_jax.run import checkpoint, continuing, distill, evaluate, inputs, oneshot, optim, telling
+from prune_jax.run import checkpoint, continuing, distill, evaluate, inputs, mesh, oneshot, optim, telling
 from prune_jax.run import cost as cost_lib
 from prune_jax.run import network as network_lib
 from prune_jax.run import state as state_lib
 from prune_jax.run import workdir as workdir_lib
 from prune_jax.run.stopping import catch_stop_requests, closing
-
-
-def _shardings(batch_size: int, parts: int) -> tuple[NamedSharding, NamedSharding]:
-    """(replicated, split by rows) over all devices."""
-    devices = jax.devices()
-    if batch_size % (len(devices) * parts):
-        by = f" and config.train.accumulate={parts}" if parts > 1 else ""
-        raise UserError(
-            f"config.train.batch_size is {batch_size}; on {len(devices)} devices{by} it must be a multiple of "
-            f"{len(devices) * parts}"
-        )
-    mesh = Mesh(np.array(devices), ("data",))
-    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
 
 
 def _better(sparsity: float, metric: float, best: dict | None, name: str) -> bool:
@@ -71,9 +57,11 @@ _MEASURED = (("best", "metric"), ("final", "eval_metric"))  # of progress
 class _Loop:
     """A run under way: what stays fixed as attributes, what moves as `state` (arrays) and `progress` (JSON)."""
 
-    def __init__(self, config, dataset, network, start, workdir: Path, console, resuming, shardings, teacher=None):
+    def __init__(
+        self, config, dataset, network, start, workdir: Path, console, resuming, layout: mesh.Layout, teacher=None
+    ):
         self.config, self.dataset, self.workdir, self.console = config, dataset, workdir, console
-        self.replicated, self.rows = replicated, _ = shardings
+        self.layout = layout
         self.schedule = schedules.sparsity_schedule(config)
         model, self.method, self.plan = network
         self.model = model
@@ -90,20 +78,21 @@ class _Loop:
         shapes = jax.eval_shape(init, key)
         for line in telling.describe(config, dataset, self.schedule, self.steps_per_epoch, self.epochs):
             console.log(line)
-        for line in telling.parameter_overview(shapes.params, shapes.gates):
+        at = self.shardings = layout.of(shapes, model, shapes.params)
+        abstract = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, at)
+        for line in (*mesh.line(layout, abstract), *telling.parameter_overview(shapes.params, shapes.gates)):
             console.log(line)
 
         self.checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
         if resuming:
-            abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), shapes)
             self.state, self.progress = self.checkpoints.restore_last(abstract)
             self.progress = _START | self.progress  # a run of an earlier version may lack an entry
             console.log(f"resuming after {self.progress['epoch']} epochs and {self.progress['batch']} steps")
         else:
-            self.state, self.progress = jax.jit(init, out_shardings=replicated)(key), dict(_START)
+            self.state, self.progress = jax.jit(init, out_shardings=at)(key), dict(_START)
             if start is not None:
-                params, gates = jax.device_put(start.into(self.state.params, self.state.gates), replicated)
-                self.state = self.state.replace(params=params, gates=gates)
+                params, gates = start.into(self.state.params, self.state.gates)
+                self.state = self.state.replace(**self.placed({"params": params, "gates": gates}))
                 console.log(start.line)
         resume_epoch = self.progress["epoch"] if resuming else None
         saved = config_lib.leaves(config_lib.to_json(config))
@@ -113,14 +102,18 @@ class _Loop:
             console.log(f"warning: {line}")
 
         loss = distill.training_loss(config.distill, teacher, cfg.label_smoothing) if teacher else None
-        step = state_lib.make_train_step(model, method, optimizer, plan, loss, cfg.accumulate, cfg.label_smoothing)
-        self.train_step = jax.jit(step, donate_argnums=0)
+        gather = layout.gather(model, shapes.params)
+        parts, smoothing = cfg.accumulate, cfg.label_smoothing
+        step = state_lib.make_train_step(model, method, optimizer, plan, loss, parts, smoothing, gather)
+        self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(at, layout.whole))
         prune_step = state_lib.make_prune_step(method, plan)
-        self.prune_step = jax.jit(prune_step, out_shardings=replicated)
-        self.end_period = jax.jit(method.end_period, out_shardings=replicated) if method.end_period else None
+        changed = jax.eval_shape(prune_step, shapes, np.float32(0), np.bool_(True))[0]
+        self.prune_step = jax.jit(prune_step, out_shardings=({k: getattr(at, k) for k in changed}, layout.whole))
+        own = at.method["state"]
+        self.end_period = jax.jit(method.end_period, out_shardings=own) if method.end_period else None
         in_step = teacher is not None and distill.is_asked(config.distill, model)
-        self.teacher = jax.device_put(teacher.variables, replicated) if in_step else None
-        self.eval_step = jax.jit(state_lib.make_eval_step(model))
+        self.teacher = layout.put(teacher.variables, teacher.model) if in_step else None
+        self.eval_step = jax.jit(state_lib.make_eval_step(model, gather), out_shardings=layout.whole)
         run = {"num_examples": len(dataset.train), "num_steps": num_steps}
         self.hyper = {name: np.float32(value) for name, value in {**self.method.hyper, **run}.items()}
         self.rate = schedules.learning_rate(config, all_steps)
@@ -132,6 +125,10 @@ class _Loop:
         """Keeps what the method wants to be drawn of a network: an epoch's, by its number, or the quantised one."""
         if self.method.record is not None:
             report.write_record(self.workdir, name, self.method.record(params, gates, self.state.method["trainable"]))
+
+    def placed(self, network: dict) -> dict:
+        """{"params", "gates"} where the state has them."""
+        return jax.device_put(network, {name: getattr(self.shardings, name) for name in network})
 
     def rates(self, step: int) -> dict[str, np.float32]:
         """The learning rates of a step, by label; a method's rates follow the same schedule as the weights' own."""
@@ -196,7 +193,7 @@ class _Loop:
         params, gates, entry, row = oneshot.begin(
             self.config, self.model, self.plan, self.state, self.dataset, self.evaluate, self.console.log
         )
-        network = jax.device_put({"params": params, "gates": gates}, self.replicated)
+        network = self.placed({"params": params, "gates": gates})
         files.write_json(self.workdir / "oneshot.json", entry)
         self.progress["oneshot"] = {key: value for key, value in entry.items() if key != "layers"}
         if self.sparsity == 0:
@@ -226,7 +223,7 @@ class _Loop:
             for batch in itertools.islice(batches, steps - progress["batch"]):
                 step = epoch * self.steps_per_epoch + progress["batch"]
                 self.tell_compiling(batch)
-                batch = jax.device_put(batch, self.rows)
+                batch = jax.device_put(batch, self.layout.rows)
                 self.state, loss = self.train_step(self.state, batch, self.rates(step), self.hyper, self.teacher)
                 step += 1
                 progress["batch"] += 1
@@ -247,8 +244,9 @@ class _Loop:
         progress["epoch_seconds"] = time.perf_counter() - start
 
     def evaluate(self, params, gates) -> dict[str, float]:
-        eval_step = functools.partial(self.eval_step, *jax.device_put((params, gates), self.replicated))
-        return evaluate.dataset_columns(eval_step, self.dataset, self.config.train.eval_batch_size, self.rows)
+        network = self.placed({"params": params, "gates": gates})
+        eval_step = functools.partial(self.eval_step, network["params"], network["gates"])
+        return evaluate.dataset_columns(eval_step, self.dataset, self.config.train.eval_batch_size, self.layout.rows)
 
     def finish_epoch(self) -> None:
         """The method's report, pruning to the epoch's target, evaluation, the row, the checkpoints."""
@@ -306,7 +304,7 @@ class _Loop:
         params, gates, entries, lines = self.method.end_run(
             state.params, state.gates, state.method["trainable"], state.method["state"]
         )
-        network = jax.device_put({"params": params, "gates": gates}, self.replicated)
+        network = self.placed({"params": params, "gates": gates})
         measured = self.evaluate(network["params"], network["gates"])
         self.check_alive(gates_lib.sparsity(gates), measured["eval_metric"], lines)
         self.checkpoints.save_quantised(int(state.step), network, self.progress)
@@ -392,13 +390,14 @@ def train_and_evaluate(config, workdir, method_of: Callable[..., Method] = metho
     config, notes = inputs.resolve(config)
     inputs.check_apart(config, workdir)
     console = report.Console()
-    shardings = _shardings(config.train.batch_size, config.train.accumulate)
+    layout = mesh.create(config)
     dataset = inputs.load_data(config)
     label_names = config.data.label_names  # of the user; those that are found are no answer
     config = inputs.with_found(config, dataset.task)
     network_lib.check_vocabulary(config, dataset)
     teacher = distill.load(config, dataset, label_names)
     network = network_lib.made(config, dataset, method_of)
+    mesh.check_model(layout, network[0], config.model.name)
     workdir = Path(workdir)
     config_json, read = config_lib.to_json(config), continuing.fingerprint(dataset)
     start = None  # read before anything on disk moves; a pretraining's network is there only later
@@ -419,11 +418,11 @@ def train_and_evaluate(config, workdir, method_of: Callable[..., Method] = metho
         if not distill.changes_loss(config.distill):
             teacher = None
         if teacher:
-            dataset, line = distill.teach(teacher, config, dataset, shardings[1])
+            dataset, line = distill.teach(teacher, config, dataset, layout.rows)
             console.log(line)
         if config.model.init_from and start is None and not resuming:
             start = network_lib.start(config, dataset, network[0], label_names)
-        summary = _Loop(config, dataset, network, start, workdir, console, resuming, shardings, teacher).run()
+        summary = _Loop(config, dataset, network, start, workdir, console, resuming, layout, teacher).run()
         for line in telling.closing_lines(summary, workdir, network[0]):
             console.log(line)
         return summary
