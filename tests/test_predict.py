@@ -82,6 +82,19 @@ def test_files_in_and_out(suffix, run, tmp_path, capsys):
     }
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_file_keeps_all_its_columns_and_values(suffix, run, tmp_path, capsys):
+    rows = [{"text": "a good film", "label": "no", "weight": 0.123456789}, {"text": "bad", "label": "no", "note": "x"}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / f"out.{suffix}"
+    assert command_line.main(["predict", str(run), "--in", str(tmp_path / "in.jsonl"), "--out", str(out)]) == 0
+    text = out.read_text()
+    found = list(csv.DictReader(text.splitlines())) if suffix == "csv" else list(map(json.loads, text.splitlines()))
+    assert [row["label"] for row in found] == ["no", "no"] and float(found[0]["weight"]) == 0.123456789
+    assert [row["predicted_label"] for row in found] == ["yes", "no"] and found[1]["note"] == "x"
+    assert all(0.5 < float(row["predicted_probability"]) <= 1 for row in found)
+
+
 def test_a_text_per_line(run, tmp_path, capsys):
     (tmp_path / "in.txt").write_text("good\n\nbad\n")
     found = predicted(capsys, run, "--in", tmp_path / "in.txt")

@@ -77,6 +77,8 @@ def test_a_run_leaves_its_files_and_meets_every_target(method, small_config, tmp
         assert before[0] == 0 and all(a <= b <= c for (a, c), b in zip(pairwise([0, *targets]), before, strict=True))
     else:
         assert before == [0, *(row["sparsity"] for row in rows[:-1])]
+    dense = [row["metric_before_pruning"] for row in rows if row["sparsity_before_pruning"] == 0]
+    assert saved["dense_metric"] == max(dense)
     best = max(rows, key=lambda row: (row["sparsity"], row["eval_metric"]))
     assert (saved["best_metric"], saved["best_epoch"]) == (best["eval_metric"], best["epoch"])
     names = {"config.json", "provenance.json", "run.log", "checkpoints", "plots", "tensorboard", "tokenizer"}

@@ -29,7 +29,7 @@ def draw(path: Path, title: str, metric: str, before: float, levels: Sequence[fl
     from matplotlib.figure import Figure
 
     changes = [[value - before for value in values] for values in found.values()]
-    lowest = min([-1e-9, *(change for row in changes for change in row)])
+    lowest = min([-0.001, *(change for row in changes for change in row)])  # the last place of the cells' numbers
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(4.5 + 1.1 * len(levels), 2.2 + 0.32 * len(found)), layout="constrained")
         FigureCanvasAgg(figure)

@@ -278,9 +278,9 @@ class _Loop:
             **columns,
         }
         metric, name = row["eval_metric"], self.dataset.task.metrics[0]
-        if self.sparsity == 0:
+        if sparsity_before == 0:  # the epoch whose end closes the first gates was dense, too
             dense = progress["dense_metric"]
-            progress["dense_metric"] = metric if dense is None or config_lib.better(name, metric, dense) else dense
+            progress["dense_metric"] = before if dense is None or config_lib.better(name, before, dense) else dense
         better = _better(self.sparsity, metric, progress["best"], name)
         if better:
             progress["best"] = {"epoch": row["epoch"], "sparsity": self.sparsity, "metric": metric}

@@ -6,8 +6,9 @@
 
 PATH is the folder of a run, that of an export to transformers, or a .pjx file. --text takes two texts for a network
 that reads pairs. FILE is a .csv, .tsv or .jsonl with the columns that the run was trained on, or a .txt with a text per
-line; images are a file or a folder. Every row gets a label with its probability, or a score. The rows go to --out, in
-the format of its name, or to the screen as tab-separated columns.
+line; images are a file or a folder. Every row gets a label with its probability, or a score; predicted_label and so on
+where FILE has a column of such a name. The rows go to --out, in the format of its name, or to the screen as
+tab-separated columns.
 
 With --glue, the test splits of the runs' tasks are predicted and zipped as gluebenchmark.com takes them.
 """
@@ -71,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         texts = [[str(row[column]) for row in rows] for column in columns]
         found = network.texts(texts[0], texts[1] if len(texts) > 1 else None, args.batch_size)
-    _write([row | answer for row, answer in zip(rows, network.answers(found), strict=True)], out)
+    _write(rows, network.answers(found), out)
 
 
 def _read(path: Path, network, columns: list[str] | None) -> tuple[list[dict], list[str]]:
@@ -118,22 +119,27 @@ def _columns(network) -> list[str]:
     return list(getattr(task, "columns", None) or getattr(task, "hub_columns", None) or ("text",))
 
 
-def _write(rows: list[dict], out: Path | None) -> None:
+def _write(rows: list[dict], answers: list[dict], out: Path | None) -> None:
+    """Writes every row with its answer, which is renamed where the file has a column of its name."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    prefix = ""
+    while any(prefix + name in columns for name in answers[0]):
+        prefix += "predicted_"
+    answers = [{prefix + name: value for name, value in answer.items()} for answer in answers]
     if out is not None and out.suffix == ".jsonl":
-        files.write_text(out, "".join(json.dumps(files.plain(row), ensure_ascii=False) + "\n" for row in rows))
+        lines = (
+            json.dumps(files.plain(row | answer), ensure_ascii=False) for row, answer in zip(rows, answers, strict=True)
+        )
+        files.write_text(out, "".join(f"{line}\n" for line in lines))
         return
     import io
 
     buffer = io.StringIO()
-    writer = csv.DictWriter(
-        buffer,
-        list(rows[0]),
-        delimiter=_TABLES[out.suffix] if out else "\t",
-        lineterminator="\n",
-        extrasaction="ignore",
-    )
+    delimiter = _TABLES[out.suffix] if out else "\t"
+    writer = csv.DictWriter(buffer, [*columns, *answers[0]], delimiter=delimiter, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({k: f"{v:.6f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    for row, answer in zip(rows, answers, strict=True):
+        writer.writerow(row | {k: f"{v:.6f}" if isinstance(v, float) else v for k, v in answer.items()})
     if out is None:
         sys.stdout.write(buffer.getvalue())
     else:
