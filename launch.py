@@ -10,4 +10,4 @@ import sys
 from prune_jax.__main__ import leave, run
 
 if __name__ == "__main__":
-    leave(run("prune_jax.run.launch", sys.argv[1:], "launch.py"))
+    leave(lambda: run("prune_jax.run.launch", sys.argv[1:], "launch.py"))

@@ -8,10 +8,11 @@ import ast
 import importlib
 import logging
 import os
+import select
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,6 +44,7 @@ _EXTRAS = {  # what a command may import beyond the library's own needs: the ext
 
 
 INTERRUPTED = 130  # the exit code after Ctrl-C
+UNREAD = 141  # after SIGPIPE, as a shell counts
 
 
 def _first_line(module: str) -> str:
@@ -111,13 +113,34 @@ def _unraisable(unraisable: Any) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def leave(code: int) -> NoReturn:
-    """Ends the process. After an interrupt at once: a thread that a library has left behind may wait for ever."""
+def leave(act: Callable[[], int]) -> NoReturn:
+    """Ends the process with the exit code that `act` returns.
+
+    After an interrupt at once: a thread that a library has left behind may wait for ever. Without a word where nobody
+    reads the output to its end, as in `prune-jax train --help | head`.
+    """
+    try:
+        try:
+            code = act()
+        finally:
+            if sys.stdout is not None:  # as after >&-
+                sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes what is left
+        code = UNREAD
     if code == INTERRUPTED:
-        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _reader_has_gone() -> bool:
+    """Whether standard output is a pipe whose other end is closed."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command() -> NoReturn:
     """What `prune-jax` on the path runs."""
-    leave(main())
+    leave(main)
 
 
 if __name__ == "__main__":

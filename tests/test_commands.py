@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,15 @@ def test_the_list_of_commands_loads_nothing(capsys):
         assert any(line.split(maxsplit=1) == [name, first] for line in lines), name
     assert command_line.main([]) == 2
     assert capsys.readouterr().out.splitlines() == lines
+
+
+@pytest.mark.parametrize(
+    "command", [["-m", "prune_jax", "--help"], ["-m", "prune_jax", "sweep", "-h"], ["launch.py", "-h"]]
+)
+def test_a_reader_that_leaves_early_hears_nothing(command):
+    shell = f"{shlex.join([sys.executable, *command])} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode in (0, 141) and done.stderr == ""  # argparse's own help minds no closed pipe
 
 
 def test_version(capsys):
