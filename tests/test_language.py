@@ -139,8 +139,8 @@ def test_compressed_and_back(run, tmp_path, capsys):
     file, back = tmp_path / "small.pjx", tmp_path / "back"
     assert command_line.main(["compress", str(folder), str(file), "--kind=last", "--bits=0"]) == 0
     capsys.readouterr()
-    here = json.loads((folder / "config.json").read_text())["data"]["eval"]  # the file names no place of its writer's
-    assert command_line.main(["evaluate", str(file), f"--config.data.eval={here}"]) == 0
+    here = json.loads((folder / "config.json").read_text())["data"]["train"]  # the file names no place of its writer's
+    assert command_line.main(["evaluate", str(file), f"--config.data.train={here}"]) == 0
     assert said(capsys) == pytest.approx(summary["final_metric"], rel=1e-5)
     assert command_line.main(["decompress", str(file), str(back)]) == 0
     assert file.stat().st_size < 4 * summary["num_params"]
