@@ -91,7 +91,7 @@ def test_the_program_ends_with_one_message_whatever_file_meets_the_end_first(siz
         own = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
         environment = own | {"PYTHONPATH": str(ROOT), "PRUNE_JAX_CACHE": str(tmp_path / "cache")}
         return subprocess.run(
-            [sys.executable, *command, *flags], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
+            [sys.executable, *command, *flags], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
         )
 
     done = run(["-c", LIMITED, "1", str(size)])

@@ -13,7 +13,7 @@ import pytest
 
 import prune_jax as pj
 from prune_jax import config as config_lib
-from prune_jax import methods, report
+from prune_jax import methods, models, report
 from prune_jax.data import batching
 from prune_jax.errors import Collapsed, Stopped, UserError
 from prune_jax.methods import mixture as mixture_lib
@@ -171,7 +171,7 @@ def test_a_trained_network_is_taken_in_place_of_the_pretraining(tmp_path):
 def test_the_training_step_compiles_once(tmp_path):
     config, _ = config_lib.resolve(digits(tau_anneal=0.5), {})
     dataset = inputs.load_data(config)
-    model, method = train.models.create(config, dataset.task, None), methods.from_config(config)
+    model, method = models.create(config, dataset.task, None), methods.from_config(config)
     optimizer = optim.create(0.0, 0.0, tuple(method.rates))
     shapes = jax.eval_shape(model.init, jax.random.key(0), *model.example_inputs())
     plan = state_lib.make_plan(model, shapes["gates"], "unstructured", "local")
