@@ -7,7 +7,7 @@ config.pruning.method=sensitivity is that average by itself.
 
 The variant is ahead of global magnitude at 97 % on MNIST and SST-2 where training does not overfit. Pooler and head
 stay open. On LeNets in long runs spt.credit=layer with spt.inside=movement goes further (configs/lenet_pruned.py), by
-movement rather than by exploration as far as it was ablated, on one seed. The rest is configs/spt_base.py's.
+movement rather than by exploration as far as it was ablated, on three seeds. The rest is configs/spt_base.py's.
 """
 
 from configs import common
