@@ -12,6 +12,7 @@ import select
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -96,6 +97,7 @@ def run(module: str, argv: Sequence[str], name: str) -> int:
     except Stopped as error:
         message, code = error, error.exit_code
         threading.excepthook = lambda args: None  # a sink's thread that meets the same full disk on its way out
+        warnings.simplefilter("ignore", RuntimeWarning)  # a save that failed leaves coroutines that nobody awaits
     except KeyboardInterrupt:
         message, code = "interrupted", INTERRUPTED
     except (RuntimeError, AssertionError) as error:  # of cuda without its package an AssertionError
