@@ -86,7 +86,7 @@ def measure(args, seed: int, method: str, level: float | None, teacher: str) -> 
         "holdout": args.holdout,
         "examples": args.examples,
     }
-    done = field_page.read(args.rows)
+    done = harness.read(args.rows)
     if any(identity(one) == identity(row) for one in done) and (level is not None or folder.exists()):
         return folder
     version = commit()
@@ -104,8 +104,7 @@ def measure(args, seed: int, method: str, level: float | None, teacher: str) -> 
         "commit": version,
     }
     if not any(identity(one) == identity(row) for one in done):
-        with args.rows.open("a", encoding="utf-8") as file:
-            file.write(harness.line(**row) + "\n")
+        harness.add(args.rows, **row)
     if level is not None:
         shutil.rmtree(folder / "checkpoints")  # only the dense network is read again
     return folder
@@ -129,7 +128,7 @@ def main():
     parser.add_argument("--page", action="store_true", help="write docs/results/field.md, and measure nothing")
     args = parser.parse_args()
     if args.page:
-        field_page.PAGE.write_text(field_page.page(field_page.read(args.rows)), encoding="utf-8")
+        field_page.PAGE.write_text(field_page.page(harness.read(args.rows)), encoding="utf-8")
         return
     if not (args.dir and args.init_from):
         parser.error("--dir and --init_from: both are needed to measure")

@@ -1,6 +1,5 @@
 """docs/results/field.md from the JSON lines of benchmarks.field, and nothing else."""
 
-import json
 import statistics
 from pathlib import Path
 
@@ -32,11 +31,6 @@ python -m benchmarks.field --page    # this page, from benchmarks/results/field.
 
 A run that was stopped goes on where it was, and runs that have a row are left out.
 """
-
-
-def read(path: Path) -> list[dict]:
-    """The rows of a file; none where there is no file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def shown(rows: list[dict], metric: str) -> str:

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prune_jax import methods
+from prune_jax import config as config_lib
+from prune_jax import data, methods, models
 from prune_jax.models import Bert, BertConfig
 from prune_jax.pruning.method import Method
 from prune_jax.pruning.plan import Plan
-from prune_jax.run import optim, state
+from prune_jax.run import folder, optim, state
 
 GEOMETRIES = {"tiny": (2, 256, 4, 512), "6x384": (6, 384, 12, 1536)}  # layers, d_model, heads, d_ff
 VOCABULARY = 30522
@@ -58,6 +59,29 @@ def line(**fields) -> str:
 def report(**fields) -> None:
     """Prints one JSON line: the measurement, then the machine and the versions."""
     print(line(**fields), flush=True)
+
+
+def read(path: Path) -> list[dict]:
+    """The measurements in a file; none where there is no file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def add(path: Path, **fields) -> None:
+    """Appends a measurement to a file, and prints it."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line(**fields) + "\n")
+    report(**fields)
+
+
+def opened(run: Path) -> tuple:
+    """(the config, the dataset, the model, params, gates) of a finished run's last network."""
+    saved, params, gates = folder.load(run, "last")
+    saved = config_lib.completed(saved)
+    saved.model.init_from = ""
+    config = config_lib.resolve(saved, {})[0]
+    dataset = data.load(data.DataOptions(**config.data), 1)
+    model = models.create(config, dataset.task, config.model.vocab_size or dataset.vocab_size)
+    return config, dataset, model, params, gates
 
 
 def _lines(path: str) -> list[str]:

@@ -8,23 +8,15 @@ encoder's single weights close. A line is a network, and those that are in the f
 """
 
 import argparse
-import json
-import platform
-import re
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
 import prune_jax as pj
-from prune_jax import config as config_lib
-from prune_jax import data, models
+from benchmarks import harness
 from prune_jax.models import units
-from prune_jax.oneshot import wanda
-from prune_jax.pruning import gates as gates_lib
-from prune_jax.pruning import trees
-from prune_jax.run import evaluate
-from prune_jax.run import folder as runs
+from prune_jax.run import evaluate, oneshot
 from prune_jax.run import state as state_lib
 
 ROWS, LENGTHS = 64, (16, 32, 64)  # of a batch
@@ -55,26 +47,14 @@ def main():
     parser.add_argument("--padding", action="store_true", help="padding counts as input")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
-    done = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    saved, params, gates = runs.load(args.run, "last")
-    saved = config_lib.completed(saved)
-    saved.model.init_from = ""
-    config = config_lib.resolve(saved, {})[0]
-    dataset = data.load(data.DataOptions(**config.data), 1)
-    model = models.create(config, dataset.task, config.model.vocab_size or dataset.vocab_size)
+    done = harness.read(args.out)
+    config, dataset, model, params, gates = harness.opened(args.run)
     measure = evaluate.evaluator(config, model, dataset)
     plan = state_lib.make_plan(model, units.gate_shapes(model, "encoder"), "encoder", "local")
-    covered = {name for part in plan.parts for name in part.names}
-    rules = {
-        f"^{re.escape(name)}$": pj.KEEP
-        for name, leaf in trees.by_name(params).items()
-        if gates_lib.is_kernel(name, leaf) and name not in covered
-    }
-    method = {
-        "sparsegpt": lambda: pj.sparsegpt(dampening=args.dampening),
-        "wanda": pj.wanda,
-        "magnitude": wanda.magnitude,
-    }[args.method]()
+    rules = oneshot.kept(params, plan)
+    with config.unlocked():
+        config.sparsegpt.dampening = args.dampening
+    method = oneshot.method(config, args.method)
     for seed in args.seeds:
         case = {name: getattr(args, name) for name in ("examples", "method", "sparsity", "dampening", "padding")}
         case |= {"seed": seed}
@@ -96,10 +76,7 @@ def main():
         line = case | {"metric": columns["eval_metric"], "loss": columns["eval_loss"]}
         line |= {"tokens": int(sum(mask.sum() for mask in masks)), "places": int(sum(mask.size for mask in masks))}
         line |= {"mean_error": float(np.mean([one.error for one in told])), "seconds": round(told[-1].seconds, 1)}
-        line |= {"machine": platform.processor() or platform.machine()}
-        with open(args.out, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        print(line, flush=True)
+        harness.add(args.out, **line)
 
 
 if __name__ == "__main__":

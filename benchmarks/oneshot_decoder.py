@@ -9,13 +9,14 @@ file already are not measured again.
 import argparse
 import itertools
 import json
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from benchmarks import harness
 
 CASES = (("unstructured", 0.6), ("2:4", 0.5), ("4:8", 0.5), ("unstructured", 0.5))
 METHODS = ("sparsegpt", "wanda", "magnitude")
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--most", type=int, default=1000, help="lines to measure in this call")
     args = parser.parse_args()
-    done = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    done = harness.read(args.out)
     known = {(line["method"], line["structure"], line["sparsity"], line["examples"], line["length"]) for line in done}
     cases = [(m, *case, args.examples, args.length) for case, m in itertools.product(CASES, METHODS)]
     for case in [case for case in cases if case not in known][: args.most]:
@@ -49,10 +50,7 @@ def main() -> None:
         line = dict(zip(("method", "structure", "sparsity", "examples", "length"), case, strict=True))
         line |= {name: summary[name] for name in KEPT} | {"whole_seconds": round(time.monotonic() - start, 1)}
         line |= {"error": max(layer["error"] for layer in summary["layers"])}
-        line |= {"machine": platform.processor() or platform.machine()}
-        with open(args.out, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        print(line, flush=True)
+        harness.add(args.out, **line)
 
 
 if __name__ == "__main__":

@@ -7,20 +7,15 @@ file already are not measured again.
 """
 
 import argparse
-import functools
 import itertools
-import json
-import platform
 from pathlib import Path
 
 import jax
 
-from prune_jax import config as config_lib
-from prune_jax import data, models
+from benchmarks import harness
 from prune_jax.models import units
 from prune_jax.pruning import gates as gates_lib
 from prune_jax.run import evaluate, oneshot
-from prune_jax.run import folder as runs
 from prune_jax.run import state as state_lib
 
 
@@ -44,21 +39,15 @@ def main():
     parser.add_argument("--examples", type=int, default=128)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
-    saved, params, gates = runs.load(args.run, "last")
-    saved = config_lib.completed(saved)
-    saved.model.init_from = ""
-    config = config_lib.resolve(saved, {})[0]
-    dataset = data.load(data.DataOptions(**config.data), 1)
-    model = models.create(config, dataset.task, config.model.vocab_size or dataset.vocab_size)
-    step = jax.jit(state_lib.make_eval_step(model))
+    config, dataset, model, params, gates = harness.opened(args.run)
+    columns = evaluate.evaluator(config, model, dataset)
 
     def measure(params, gates):
-        return evaluate.dataset_columns(functools.partial(step, params, gates), dataset, 64)["eval_metric"]
+        return columns(params, gates)["eval_metric"]
 
-    done = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    done = harness.read(args.out)
     known = [tuple(line[name] for name in _KEY) for line in done if line["examples"] == args.examples]
     dense = next((line["dense"] for line in done), None) or measure(params, gates)
-    device = platform.processor() or platform.machine()
     for case in cases(args.seeds):
         if case in known:
             continue
@@ -77,10 +66,7 @@ def main():
             graph = units.trace(model, 8, 32)
             cut = graph.dropped(new, own)
             line["flops"] = 1 - graph.cost(cut=cut).flops / graph.cost().flops
-        line |= {"error": entry["error"], "machine": device}
-        with open(args.out, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        print(line, flush=True)
+        harness.add(args.out, **line, error=entry["error"])
 
 
 _KEY = ("method", "structure", "sparsity", "target", "correct", "seed")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import prune_jax as pj
-from benchmarks import credit, field, field_page
+from benchmarks import credit, field, harness
 from prune_jax import config as config_lib
 from prune_jax.pruning import plan as plan_lib
 from prune_jax.pruning.method import PruneInfo
@@ -136,9 +136,9 @@ def test_the_fields_rows_are_measured_once(tmp_path, monkeypatch):
     arguments = [f"--dir={tmp_path / 'glue'}", "--init_from=somewhere", "--levels=90", f"--out={out}", f"--rows={rows}"]
     with pytest.raises(KeyboardInterrupt):
         run("field", arguments, monkeypatch)
-    assert [row["method"] for row in field_page.read(rows)] == ["dense", "gmp"]
+    assert [row["method"] for row in harness.read(rows)] == ["dense", "gmp"]
     run("field", arguments, monkeypatch)
-    found = field_page.read(rows)
+    found = harness.read(rows)
     assert [row["method"] for row in found] == ["dense", *field.METHODS]
     assert asked[2] == asked[3]  # the one that was stopped, and none of those before it
     assert len(asked) == len(found) + 1

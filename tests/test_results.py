@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import field_page, plot_readme
+from benchmarks import field_page, harness, plot_readme
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "results"
@@ -193,7 +193,7 @@ def test_the_picture_shows_the_table(tmp_path, monkeypatch):
 
 def test_the_page_of_the_field_is_what_its_command_makes_of_the_rows():
     """The page comes with its first row."""
-    rows, page = field_page.read(ROOT / "benchmarks" / "results" / "field.jsonl"), PAGES / "field.md"
+    rows, page = harness.read(ROOT / "benchmarks" / "results" / "field.jsonl"), PAGES / "field.md"
     assert page.exists() == bool(rows)
     if rows:
         assert page.read_text(encoding="utf-8") == field_page.page(rows)

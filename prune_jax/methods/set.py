@@ -3,6 +3,7 @@
 import jax
 
 from prune_jax.methods import regrowth
+from prune_jax.pruning import trees
 from prune_jax.pruning.method import Method, Pruned, PruneInfo
 from prune_jax.pruning.options import made_from, option, options
 
@@ -29,9 +30,8 @@ def create(options: Options) -> Method:
         return {}
 
     def prune(info: PruneInfo) -> Pruned:
-        keys = jax.random.split(jax.random.fold_in(info.key, 2), len(jax.tree.leaves(info.gates)))
-
         def at_random(closed):
+            keys = trees.split_key(jax.random.fold_in(info.key, 2), closed)
             return [jax.random.uniform(key, gate.shape) for key, gate in zip(keys, closed, strict=True)]
 
         return regrowth.move(info, regrowth.share_moved(options.fraction, info.step, None), at_random)

@@ -22,7 +22,7 @@ from prune_jax.oneshot.prune import oneshot as pruned
 from prune_jax.oneshot.solver import OneShot
 from prune_jax.pruning import gates as gates_lib
 from prune_jax.pruning import trees
-from prune_jax.pruning.plan import KEEP
+from prune_jax.pruning.plan import KEEP, Plan, Rule
 
 Tree = Any
 ROWS = 32  # of a batch; few, for each length of text is compiled
@@ -61,6 +61,13 @@ def batches(
         made.append(tuple(jnp.asarray(batch[name]) for name in model.inputs))
         masks.append(batch.get("attention_mask"))
     return made, None if masks[0] is None else masks
+
+
+def kept(params: Tree, plan: Plan) -> dict[str, Rule]:
+    """The rules by which the kernels that a plan does not cover stay dense."""
+    covered = {name for part in plan.parts for name in part.names}
+    kernels = (name for name, leaf in trees.by_name(params).items() if gates_lib.is_kernel(name, leaf))
+    return {f"^{re.escape(name)}$": KEEP for name in kernels if name not in covered}
 
 
 def begin(
@@ -126,12 +133,7 @@ def prune(
     cfg, structure = config.oneshot, units.spelled(model, config_lib.structure(config))
     params, start = gates_lib.masked(params, gates), time.monotonic()
     groups = units.chosen(model, config_lib.structure(config))
-    covered = {name for part in plan.parts for name in part.names}
-    rules = {
-        f"^{re.escape(name)}$": KEEP
-        for name, leaf in trees.by_name(params).items()
-        if gates_lib.is_kernel(name, leaf) and name not in covered and not groups
-    } | ({f"^{keep}/": KEEP} if keep in params else {})
+    rules = ({} if groups else kept(params, plan)) | ({f"^{keep}/": KEEP} if keep in params else {})
     layers: list[dict] = []
 
     def note(done: Done) -> None:

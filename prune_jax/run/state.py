@@ -13,8 +13,8 @@ from prune_jax.pruning import gates as gates_lib
 from prune_jax.pruning import plan as plan_lib
 from prune_jax.pruning import trees
 from prune_jax.pruning.method import Method, PruneInfo, StepInfo
+from prune_jax.pruning.moments import reset_moments
 from prune_jax.pruning.plan import Plan
-from prune_jax.pruning.transform import reset_moments
 
 Tree = Any
 Batch = dict[str, jax.Array]
