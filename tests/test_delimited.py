@@ -12,6 +12,7 @@ BAD = {
     # pandas took the first cell of each row for an index: the text was then its label
     "a separator at each end": ("text,label,score\ngood day,yes,1,\nbad day,no,2,\n", "line 2: the row has 4 cells"),
     "a comma without quotes": ("text,label\nbad,no\nwell, good day,yes\n", "line 3: the row has 3 cells, the header 2"),
+    "a cell too few": ("text,label\n\nbad,no\ngood\n", "line 4: the row has 1 cells, the header 2; .* keeps its ','"),
     "a line break before it": ('text,label\n"bad\nday",no\na,b,c\n', "line 4: the row has 3 cells"),
     "a quotation mark alone": ('text,label\n"a "good" day,yes\nbad,no\n', "line 2: .* has those inside it doubled"),
     "one that never ends": ('text,label\nbad,no\n"good,yes\nbad,no\n', "line 3: unexpected end of data"),

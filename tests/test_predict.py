@@ -95,10 +95,32 @@ def test_a_file_keeps_all_its_columns_and_values(suffix, run, tmp_path, capsys):
     assert all(0.5 < float(row["predicted_probability"]) <= 1 for row in found)
 
 
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ('"text"', 'it is "text"; allowed: an object of columns'),
+        ('{"text": ["bad"]}', "'text' holds no text: [\"bad\"]"),
+    ],
+)
+def test_a_row_that_holds_no_text_is_told(row, says, run, tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_text(f'{{"text": "good"}}\n{row}\n')
+    assert command_line.main(["predict", str(run), "--in", str(tmp_path / "in.jsonl")]) == 2
+    assert f"in.jsonl, row 2: {says}" in capsys.readouterr().err
+
+
 def test_a_text_per_line(run, tmp_path, capsys):
     (tmp_path / "in.txt").write_text("good\n\nbad\n")
     found = predicted(capsys, run, "--in", tmp_path / "in.txt")
     assert [row["text"] for row in found] == ["good", "", "bad"] and found[0]["label"] == "yes"
+
+
+def test_an_empty_text_is_answered_and_said(run, tmp_path, capsys):
+    path = tmp_path / "in.csv"
+    path.write_text("text,label\ngood,\n  ,yes\n,no\n")
+    assert command_line.main(["predict", str(run), "--in", str(path)]) == 0
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 4
+    assert said.err == f"{path}: 2 of 3 texts are empty and read as such, the first in row 2\n"
 
 
 def test_images(tmp_path, capsys):

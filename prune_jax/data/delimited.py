@@ -38,8 +38,8 @@ def separator(path, columns: Sequence[str]) -> str:
     Args:
       columns: those that are going to be read. Without them in any header the separator is the comma.
     Raises:
-      UserError: the file cannot be read, is not UTF-8, has no rows, a row has more cells than the header, a quotation
-        mark is out of place, or one of the columns is there twice.
+      UserError: the file cannot be read, is not UTF-8, has no rows, a row has more or fewer cells than the header, a
+        quotation mark is out of place, or one of the columns is there twice.
     """
     name = str(path)
     opener = gzip.open if name.endswith(".gz") else open
@@ -73,10 +73,13 @@ def _check(path: str, reader, columns: Sequence[str]) -> None:
         rows = 0
         start = reader.line_num + 1
         for row in reader:
-            if len(row) > len(names):
+            if row and len(row) != len(names):  # an empty line is no row
+                mark = repr(reader.dialect.delimiter)
+                hint = f"with {mark} in it" if len(row) > len(names) else "with a line break in it"
+                spare = "" if len(row) > len(names) else f", and an empty cell keeps its {mark}"
                 raise UserError(
-                    f"{path}, line {start}: the row has {len(row)} cells, the header {len(names)}; a text with "
-                    f"{reader.dialect.delimiter!r} in it stands in quotation marks"
+                    f"{path}, line {start}: the row has {len(row)} cells, the header {len(names)}; a text {hint} "
+                    f"stands in quotation marks{spare}"
                 )
             rows += bool(row)
             start = reader.line_num + 1

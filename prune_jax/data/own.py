@@ -59,10 +59,7 @@ def read(task: OwnTask, options, evals_only: bool = False) -> Own:
     """
     tables = _tables(task, options, evals_only and bool(options.eval) and (task.is_regression or bool(task.labels)))
     cells = {split: _cells(task, options.label, table, where) for split, (table, where) in tables.items()}
-    notes = []
-    empty = sum(not text for part in cells.values() for column in part.texts for text in column)
-    if empty:
-        notes.append(f"{empty:,} texts are empty cells; they are read as empty texts")
+    notes = [f"{part.where}: {note}" for part in cells.values() if (note := of_empty(part.texts))]
     task, found = named(task, {split: part.labels for split, part in cells.items()})
     notes += found
     rows, skipped = {}, 0
@@ -77,6 +74,20 @@ def read(task: OwnTask, options, evals_only: bool = False) -> Own:
         train, held = held_out(rows[sources.TRAIN].labels, task.is_regression, options.eval_share, options.eval_seed)
         rows = {sources.TRAIN: _take(rows[sources.TRAIN], train), "eval": _take(rows[sources.TRAIN], held)}
     return Own(task, rows, tuple(notes))
+
+
+def of_empty(columns: Sequence[Sequence[str]]) -> str | None:
+    """What is said of texts that are empty or blank: how many, and the row of the first, from 1. None without any.
+
+    Example:
+      >>> of_empty([["good", "", "bad"]])
+      '1 of 3 texts is empty and read as such, the first in row 2'
+    """
+    rows = [row for column in columns for row, text in enumerate(column, 1) if not text.strip()]
+    if not rows:
+        return None
+    texts = f"{len(rows):,} of {sum(map(len, columns)):,} texts {'is' if len(rows) == 1 else 'are'}"
+    return f"{texts} empty and read as such, the first in row {min(rows)}"
 
 
 def _take(rows: sources.Rows, at: np.ndarray) -> sources.Rows:

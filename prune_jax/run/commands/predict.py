@@ -52,6 +52,7 @@ def main(argv: Sequence[str]) -> None:
     if len(args.paths) > 1 and not args.glue:
         raise UserError("several networks are for --glue alone, one for each task")
 
+    from prune_jax.data import own
     from prune_jax.run import predict, submission
 
     networks = [predict.load(path, arguments.kind_of(path, args.kind)) for path in args.paths]
@@ -72,6 +73,8 @@ def main(argv: Sequence[str]) -> None:
     else:
         texts = [[str(row[column]) for row in rows] for column in columns]
         found = network.texts(texts[0], texts[1] if len(texts) > 1 else None, args.batch_size)
+        if note := own.of_empty(texts):
+            print(f"{args.source or '--text'}: {note}", file=sys.stderr)
     _write(rows, network.answers(found), out)
 
 
@@ -106,11 +109,15 @@ def _read(path: Path, network, columns: list[str] | None) -> tuple[list[dict], l
     if not rows:
         raise UserError(f"{path} has no rows")
     for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, row {number}: it is {json.dumps(row)[:60]}; allowed: an object of columns")
         if missing := [column for column in columns if column not in row]:
             raise UserError(
                 f"{path}, row {number}: there is no column {missing[0]!r} but {', '.join(map(str, row))}; --columns "
                 "names others"
             )
+        if odd := [column for column in columns if isinstance(row[column], list | dict)]:
+            raise UserError(f"{path}, row {number}: {odd[0]!r} holds no text: {json.dumps(row[odd[0]])[:60]}")
     return [{key: "" if value is None else value for key, value in row.items()} for row in rows], columns
 
 
