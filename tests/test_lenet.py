@@ -213,7 +213,7 @@ def test_widths_that_are_none_are_told(tmp_path):
 def test_a_structure_that_the_network_has_not_is_an_error_that_lists_what_it_has(name, structure, allowed, tmp_path):
     config = digits_config(name)
     config.pruning.structure = structure
-    message = f"no groups of kind '.*'; allowed: unstructured, {allowed}, block:RxC, n:m"
+    message = f"no groups of kind '.*'; allowed: unstructured, auto, {allowed}, block:RxC, n:m"
     with pytest.raises(UserError, match=message):
         train.train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -255,8 +255,11 @@ def test_a_text_that_is_no_structure_is_refused(structure, message, small_config
 @pytest.mark.parametrize(
     ("structure", "message"),
     [
-        ("heads", "no groups of kind 'heads'; allowed: unstructured, head, ffn, pooler, hidden, layer, block:RxC, n:m"),
-        ("head+channel", "no groups of kind 'channel'; allowed: unstructured, head, ffn, pooler"),
+        (
+            "heads",
+            "no groups of kind 'heads'; allowed: unstructured, auto, head, ffn, pooler, hidden, layer, block:RxC, n:m",
+        ),
+        ("head+channel", "no groups of kind 'channel'; allowed: unstructured, auto, head, ffn, pooler"),
         ("block:3x4", r"block:3x4 does not divide axis 0 of a kernel of shape \(16, 16\)"),
         ("block:4x3", r"block:4x3 does not divide axis 1 of a kernel of shape \(16, 16\)"),
         ("1:5", r"1:5 does not divide axis 0 of a kernel of shape \(16, 16\)"),
@@ -273,10 +276,11 @@ def test_a_structure_that_does_not_fit_is_told_before_anything_is_written(small_
 def test_notes_say_what_the_targets_refer_to(small_config):
     small_config.pruning.structure = "head"
     config = config_lib.resolve(small_config, {})[0]
-    (note,) = telling.coverage(make_plan("head"), config.pruning)
+    (note,) = telling.coverage((MODEL, None, make_plan("head")), config)
+    share = 2 * 4 * D * D / (2 * (4 * D * D + 2 * D * FFN) + D * D + 2 * D)
     assert note == (
-        "config.pruning.structure=head covers query, key, value, attention_output; the targets refer to them, the "
-        "rest stays open"
+        f"config.pruning.structure=head covers query, key, value, attention_output, {100 * share:.3g}% of the prunable "
+        "weights; the targets refer to them, the rest stays open"
     )
     small_config.pruning.structure = "1:8"
     assert any("75% closed, is short of 1:8 (87.5%)" in note for note in config_lib.resolve(small_config, {})[1])

@@ -2,6 +2,7 @@
 
 import functools
 import re
+import warnings
 from typing import NamedTuple
 
 import jax
@@ -411,6 +412,35 @@ def units():
     )
 
 
+def test_a_target_of_few_weights_is_said_with_their_share():
+    def say(structure):
+        tx = pj.prune(optax.sgd(0.1), pj.magnitude(), pj.constant(0.5), structure=structure, groups=units())
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            tx.init(wide_params())
+        return [str(one.message) for one in said]
+
+    assert say("unit+head") == say("auto") == []
+    (text,) = say("head")  # 64 of 256 weights
+    assert "structure='head' and the rules cover 25% of the prunable weights" in text
+    assert text.endswith("This network has groups of kind unit, head")
+
+
+def test_groups_that_cannot_be_cut_are_told_with_their_reason():
+    unit, heads = units()
+    locked = (unit, heads._replace(reason="sort goes by the order along it"))
+    for text, says in {
+        "head": "has 'head', of which no unit can be cut (heads: sort goes by the order along it); allowed: "
+        "unstructured, auto, unit, block:RxC, n:m",
+        "auto": "has no group whose units can be cut; mlp: its mean is read; heads: sort goes by the order along it",
+    }.items():
+        groups = (
+            locked if text == "head" else (unit._replace(exact=False, inexact_because="its mean is read"), locked[1])
+        )
+        with pytest.raises(ValueError, match=re.escape(says)):
+            pj.prune(optax.sgd(0.1), pj.magnitude(), pj.constant(0.5), structure=text, groups=groups)
+
+
 def test_groups_close_whole_and_a_rule_takes_its_kernels_out():
     params, state = once(wide_params(), 0.5, structure="unit+head", groups=units())
     gates = gates_of(state)
@@ -475,7 +505,7 @@ def test_wrong_arguments_are_told_at_once(given, error, message):
     ("given", "params", "message"),
     [
         ({"structure": "head"}, {}, "no groups of kind 'head'; allowed: unstructured, block:RxC, n:m"),
-        ({"structure": "pooler", "groups": units()}, {}, "no groups of kind 'pooler'; allowed: unstructured, unit"),
+        ({"structure": "pooler", "groups": units()}, {}, "kind 'pooler'; allowed: unstructured, auto, unit"),
         ({"structure": "2:4"}, {"w": (8, 3, 5)}, r"w: 2:4 does not divide axis 1 of a kernel of shape \(8, 3, 5\)"),
         ({"structure": "block:2x2"}, {"w": (8, 5)}, "w: block:2x2 does not divide axis 1"),
         ({"rules": {"qurey": pj.KEEP}}, {}, "the rule 'qurey' matches no weight; the weights are attention/bias, "),

@@ -87,7 +87,10 @@ def spelled(model: Any, structure: str) -> str:
 def chosen(model: Any, structure: str) -> tuple[Group, ...]:
     """The groups that pruning.structure names; none where it is not one of groups. ValueError if there are none."""
     parsed = structure_lib.parse(spelled(model, structure))
-    return structure_lib.chosen(parsed, groups(model)) if parsed.kind == "groups" else ()
+    if parsed.kind != "groups":
+        return ()
+    locked = tuple(group for group in trace(model).groups.values() if not group.prunable)  # for the message
+    return structure_lib.chosen(parsed, groups(model) + locked)
 
 
 def gate_shapes(model: Any, structure: str) -> Tree:

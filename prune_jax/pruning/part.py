@@ -74,6 +74,15 @@ class Part(NamedTuple):
         size = self.structure.sizes[0] * self.structure.sizes[1] if self.structure.kind == "block" else 1
         return dict.fromkeys(self.names, size)
 
+    def covered(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """The gates that may close: a gate that several groups run through counts once."""
+        if self.structure.kind != "groups":
+            return sum(math.prod(shapes[name]) for name in self.names)
+        spared = {name: [np.ones(size, bool) for size in shapes[name]] for name in self.names}
+        for member in (member for group in self.groups for member in group.members):
+            spared[member.name][member.axis] &= member.units < 0
+        return sum(math.prod(shapes[name]) - math.prod(int(axis.sum()) for axis in spared[name]) for name in self.names)
+
     def pooled(self, gates: Leaves, scores: Leaves) -> tuple[Leaves, Leaves]:
         """(whether each unit is open, the mean score of each)."""
         if not self.pools:

@@ -4,6 +4,7 @@ A method gives every gate a score and knows no more of the structure; the plan c
 is met. All of it works inside jit, with the target as an array.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -81,6 +82,12 @@ class Plan(NamedTuple):
     def covers(self, name: str) -> bool:
         """Whether the kernel of this name may close."""
         return any(name in part.names for part in self.parts)
+
+    def reach(self, gates: Tree) -> float:
+        """The fraction of all gates that may close, which the target is of; gates: the tree, or its shapes."""
+        shapes = {name: leaf.shape for name, leaf in trees.by_name(gates).items()}
+        covered = sum(part.covered(shapes) for part in self.parts)
+        return covered / sum(map(math.prod, shapes.values()))
 
     def close(self, gates: Tree, scores: Tree, target: jax.Array | float, key: jax.Array) -> Tree:
         """Closes open gates, lowest score first, until the target fraction of each set is closed.

@@ -114,22 +114,27 @@ def chosen(structure: Structure, groups: tuple[Group, ...]) -> tuple[Group, ...]
     "auto" names all whose units can be cut without a change of what the network computes.
 
     Raises:
-      ValueError: the network has none of a name; the message lists those that it has.
+      ValueError: the network has none of a name, or none that can be cut; the message lists those that it has.
     """
     able = tuple(group for group in groups if group.prunable)
     if structure.text == "auto":
         picked = {group.name for group in able if names(structure, group)}
         if not picked:
-            raise ValueError("structure is 'auto', and this network has no group whose units can be cut")
+            why = "".join(f"; {group.name}: {group.reason or group.inexact_because}" for group in groups[:3])
+            raise ValueError(f"structure is 'auto', and this network has no group whose units can be cut{why}")
     else:
         picked = set()
         for pattern in structure.kinds:
             hits = {group.name for group in able if _is(pattern, group)}
             if not hits:
-                kinds = tuple(dict.fromkeys(group.kind for group in able))
+                auto = ("auto",) if any(group.exact for group in able) else ()
+                allowed = ("unstructured", *auto, *dict.fromkeys(group.kind for group in able), "block:RxC", "n:m")
+                locked = [group for group in groups if _is(pattern, group)]
+                found = f"has no groups of kind {pattern!r}"
+                if locked:
+                    found = f"has {pattern!r}, of which no unit can be cut ({locked[0].name}: {locked[0].reason})"
                 raise ValueError(
-                    f"structure is {structure.text!r}, and this network has no groups of kind {pattern!r}; allowed: "
-                    f"{', '.join(('unstructured', *kinds, 'block:RxC', 'n:m'))}"
+                    f"structure is {structure.text!r}, and this network {found}; allowed: {', '.join(allowed)}"
                 )
             picked |= hits
     return tuple(group for group in groups if group.name in picked)

@@ -10,6 +10,7 @@ checkpointed as any.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -57,7 +58,8 @@ def prune(
       optimizer: any optax optimizer; extra arguments of update are passed on to it.
       method: what closes first, such as magnitude().
       schedule: how far and when, such as cubic(0.9, end=1000); None for methods that close nothing while they train.
-      structure: what closes together: unstructured, kinds of `groups` joined by +, block:RxC, n:m.
+      structure: what closes together: unstructured, kinds of `groups` joined by +, block:RxC, n:m. The target is of
+        the groups that it names; a warning says what share of the prunable weights they are, where that is under 90 %.
       scope: "local", the target holds for every kernel (or group) by itself; "global", for all of them together; "erk",
         for all together, shared among kernels by the Erdos-Renyi kernel distribution.
       rules: pattern -> Rule. A kernel follows the first whose regular expression is found in its name, such as
@@ -138,11 +140,22 @@ class _Pruning:
         own = plan_lib.assigned(params, self.rules)
         return plan_lib.make(gates, self.structure, self.scope, self.groups, own, self.timing.final, costs=self.costs)
 
+    def _say_reach(self, share: float) -> None:
+        """Warns where the chosen groups hold but a part of what can be pruned: the target is of them alone."""
+        if self.chosen and share < 0.9:
+            kinds = ", ".join(dict.fromkeys(group.kind for group in self.groups if group.prunable))
+            warnings.warn(
+                f"structure={self.structure!r} and the rules cover {100 * share:.3g}% of the prunable weights; the "
+                f"target is of those alone, and the rest stays open. This network has groups of kind {kinds}",
+                stacklevel=2,
+            )
+
     @promotion.usual
     def init(self, params: Tree) -> PruneState:
         """The state before the first step: every gate open."""
         gates = arguments.gates_for(params, self.rules, self.chosen)
         plan = self.plan(gates, params)
+        self._say_reach(plan.reach(gates))
         trainable = self.method.init_trainable(params, gates)
         return PruneState(
             step=jnp.int32(0),

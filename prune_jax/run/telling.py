@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 
+from prune_jax import config as config_lib
 from prune_jax import methods
 from prune_jax.config.schedules import sparsity_schedule
 from prune_jax.models import units
@@ -42,14 +43,19 @@ def describe(config, dataset, schedule, steps_per_epoch, epochs) -> list[str]:
     return lines
 
 
-def coverage(plan, cfg) -> list[str]:
+def coverage(network: tuple, config) -> list[str]:
     """What the user is to know of a structure that does not cover every kernel."""
+    (model, _, plan), cfg = network, config.pruning
     closes = methods.scheduled(cfg.method) or cfg.method in methods.ONESHOT
     if not closes or cfg.structure == "unstructured":
         return []
     names = [name for part in plan.parts for name in part.names]
     types = ", ".join(plan.layers.ordered([plan.layers.type_of(name) for name in names]))
-    return [f"config.pruning.structure={cfg.structure} covers {types}; the targets refer to them, the rest stays open"]
+    share = plan.reach(units.gate_shapes(model, config_lib.structure(config)))
+    return [
+        f"config.pruning.structure={cfg.structure} covers {types}, {100 * share:.3g}% of the prunable weights; the "
+        "targets refer to them, the rest stays open"
+    ]
 
 
 def closed_whole(network: tuple, config) -> list[str]:

@@ -406,7 +406,7 @@ def train_and_evaluate(config, workdir, method_of: Callable[..., Method] = metho
     resuming = workdir_lib.prepare(workdir, config_json, console.log, read)
     with workdir_lib.room(workdir):
         console.attach(workdir)
-        of_plan = (*telling.coverage(network[-1], config.pruning), *telling.closed_whole(network, config))
+        of_plan = (*telling.coverage(network, config), *telling.closed_whole(network, config))
         for note in (*notes, *dataset.notes, *of_plan):
             console.log(f"note      {note}")
         if config.pretrain.epochs and not config.model.init_from:
