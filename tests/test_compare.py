@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 import subprocess
+import warnings
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from prune_jax import config as config_lib
 from prune_jax import files, report
 from prune_jax.__main__ import main
 from prune_jax.errors import UserError
-from prune_jax.report import compare, page, study
+from prune_jax.report import compare, page, plots, study
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -295,6 +296,17 @@ def test_styles_tell_many_lines_apart():
     lines = [study.Line(str(i), [], [], (1.0, None), []) for i in range(3 * len(page.COLORS))]
     looks = page.styles([study.Panel("t", "tiny", "accuracy", lines)])
     assert len(set(looks.values())) == len(looks)
+
+
+def test_long_labels_leave_the_plots_their_room(tmp_path):
+    cells = [study.Cell(0.5, 0.7, None, 1, True)]
+    labels = [f"{'_'.join(['every', 'key'] * 20)}={i} {'and another one ' * 12}" for i in range(6)]
+    lines = [study.Line(label, cells, [(1, 0.5, None)], (1.0, None), []) for label in labels]
+    panels = [study.Panel("t", "tiny", "accuracy", lines)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # axes that collapse are a warning
+        paths = plots.draw_study(tmp_path, panels, page.styles(panels))
+    assert len(paths) == 3
 
 
 def test_no_name_of_a_run_is_a_formula(runs, tmp_path):

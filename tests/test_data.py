@@ -415,6 +415,8 @@ def test_evaluation_sees_every_example_once():
 def test_buckets():
     assert batching.resolve_buckets(100) == (16, 32, 64, 100)
     assert batching.resolve_buckets(100, (50, 100)) == (50, 100)
+    assert batching.resolve_buckets(16, (8, 16, 24, 128)) == (8, 16)
+    assert batching.resolve_buckets(20, (8, 16, 24, 128)) == (8, 16, 24)
 
 
 # Loading and the cache -----------------------------------------------------------------------------------------------

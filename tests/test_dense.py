@@ -73,7 +73,11 @@ def test_another_run_is_no_dense_level(name, run):
 
 def test_the_recommended_command_is_the_runs_own_and_dense(run):
     own = run("own", "magnitude", {"oneshot.method": "wanda"}, {"sparsity": 0.75})
+    given = ["launch.py", *FLAGS, "--config.pruning.method=magnitude", "--workdir", "elsewhere"]
+    (own / "provenance.json").write_text(json.dumps({"command": given}))
     words = shlex.split(dense.command(own))
+    flags = [word.partition("=")[0] for word in words[2:]]
+    assert len(set(flags)) == len(flags) == len(FLAGS) + 3 and "elsewhere" not in words
     assert words[:2] == ["python", "launch.py"] and words[2:4] == FLAGS
     arguments = launch.parse(words[2:])
     assert arguments.workdir == f"{own}_dense"

@@ -88,6 +88,7 @@ def test_the_perplexity_is_that_of_transformers(tied, tmp_path):
         (("--examples=9999",), "--examples is 9999; allowed: 1 to 45, the windows of 24 tokens"),
         (("--length=700",), "--examples is 16; allowed: 1 to 1, the windows of 700 tokens"),
         (("--method=wanda", "--bits=4"), "--bits is 4; allowed with --method=wanda: 0"),
+        (("--method=movement",), "--method is 'movement'; allowed: sparsegpt, wanda, obs, magnitude"),
         (("--sparsity=2",), "--sparsity is 2.0; allowed: 0 to 1"),
         (("--eval", "nowhere.txt"), "--eval is 'nowhere.txt'; there is no such file"),
         (("--structure=wheels",), "no groups of kind 'wheels'"),

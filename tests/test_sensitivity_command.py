@@ -55,6 +55,20 @@ def test_each_kernel_alone_is_closed_by_magnitude(run, tmp_path, capsys):
     assert first is None or first.ndim == 2
 
 
+@pytest.mark.parametrize(("metric", "values"), [("accuracy", [0.9, 0.8999]), ("perplexity", [20.0, 900.0])])
+def test_the_darkest_cell_is_what_does_the_most_harm(metric, values, tmp_path):
+    from matplotlib.image import imread
+
+    from prune_jax.report import sensitivity
+
+    sensitivity.draw(tmp_path / "map.png", "t", metric, values[0], (0.5, 0.8), {"part": values})
+    image = imread(tmp_path / "map.png")[..., :3]
+    dark = (abs(image - [127 / 255, 39 / 255, 4 / 255]).max(-1) < 0.02).nonzero()
+    cells = dark[1] < 0.7 * image.shape[1]  # the rest is the color bar
+    assert cells.sum() > 1000  # the second of the two
+    assert dark[1][cells].min() > (abs(image - [1, 245 / 255, 235 / 255]).max(-1) < 0.02).nonzero()[1].min() + 50
+
+
 def test_groups_of_units_alone(run):
     assert main(["sensitivity", str(run), "--structure=hidden", "--levels", "0.5"]) == 0
     rows = table(run / "plots" / "sensitivity.csv")

@@ -106,7 +106,7 @@ def allowed(key: str) -> str:
     """The allowed values of a key in words; "" where its type says all."""
     one = KEYS[key]
     if one.choices:
-        return ("any of " if one.kind is tuple else "") + ", ".join(one.choices)
+        return ("any of " if one.kind is tuple else "") + ", ".join(choice or "empty" for choice in one.choices)
     return _IN_WORDS.get(key) or bounds(one)
 
 

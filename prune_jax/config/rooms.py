@@ -297,7 +297,7 @@ class OneShot:
         "",
         "The method that prunes before the training; empty, none, or pruning.method where that is one of these. "
         "Afterwards pruning.method goes on, sparsegpt, wanda and obs with the gates as they are.",
-        choices=("", "magnitude", "wanda", "sparsegpt", "obs"),
+        choices=("", "magnitude", *methods.ONESHOT),
     )
     sparsity: float = option(0.5, "The closed fraction of each kernel, or of its units; n:m has its own.", 0, 1)
     target: str = option(

@@ -92,9 +92,12 @@ def balanced_weights(labels: np.ndarray, classes: int) -> np.ndarray:
 
 
 def resolve_buckets(max_len: int, buckets: Sequence[int] | None = None) -> tuple[int, ...]:
-    """The lengths that batches are padded to: `buckets`, or, where that is None, 16, 32, 64, ... and max_len."""
+    """The lengths that batches are padded to: `buckets`, or, where that is None, 16, 32, 64, ... and max_len.
+
+    No text is longer than max_len, so that the first of the buckets that holds it is the last.
+    """
     if buckets:
-        return tuple(buckets)
+        return (*(length for length in buckets if length < max_len), *[b for b in buckets if b >= max_len][:1])
     lengths, length = [], 16
     while length < max_len:
         lengths.append(length)

@@ -50,7 +50,7 @@ class Option(NamedTuple):
     def allowed(self) -> str:
         """The allowed values, in words."""
         if self.choices:
-            return ", ".join(self.choices)
+            return ", ".join(choice or "empty" for choice in self.choices)
         if self.kind is bool:
             return "True, False"
         kind = {int: "a whole number", float: "a number"}.get(self.kind, f"a {self.kind.__name__}")

@@ -1,6 +1,7 @@
 """Draws the pictures of a run from its metrics.csv and its summary, and those of a comparison of runs."""
 
 import math
+import textwrap
 from pathlib import Path
 
 from prune_jax.report.metrics import finite, read_metrics
@@ -262,8 +263,13 @@ def draw_study(folder, panels, styles: dict[str, tuple[str, str]]) -> list[Path]
     out.mkdir(parents=True, exist_ok=True)
     written = []
     with matplotlib.rc_context(STYLE):
+        width, labels = 6 * len(panels) + 1.5, dict.fromkeys(line.label for panel in panels for line in panel.lines)
+        shown = [_wrapped(label) for label in labels]
+        longest = max((len(part) for text in shown for part in text.split("\n")), default=0)
+        columns = max(1, min(4, len(shown), int(72 * width / (6.5 * longest + 50))))  # in points of the legend's font
+        high = sum(max(text.count("\n") + 1 for text in shown[i : i + columns]) for i in range(0, len(shown), columns))
         for name, drawing in {"metric": _study_metric, "loss": _study_loss, "time": _study_time}.items():
-            figure = Figure(figsize=(6 * len(panels) + 1.5, 4.8), layout="constrained")
+            figure = Figure(figsize=(width, 4.4 + 0.19 * high), layout="constrained")
             FigureCanvasAgg(figure)
             for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
                 axes.set_title(f"{panel.task}, {panel.model_size} model")
@@ -273,11 +279,17 @@ def draw_study(folder, panels, styles: dict[str, tuple[str, str]]) -> list[Path]
                 handles, labels = axes.get_legend_handles_labels()
                 entries |= dict(zip(labels, handles, strict=True))
             if entries:
-                figure.legend(entries.values(), entries, loc="outside lower center", ncols=min(4, len(entries)))
+                names = map(_wrapped, entries)
+                figure.legend(entries.values(), names, loc="outside lower center", ncols=columns)
             path = out / f"{name}.png"
             figure.savefig(path, dpi=120, metadata={"Software": None})
             written.append(path)
     return written
+
+
+def _wrapped(label: str) -> str:
+    """A label in lines that leave the axes their room; of one that is longer, the beginning and the end."""
+    return "\n".join(textwrap.wrap(label if len(label) <= 140 else f"{label[:68]} … {label[-68:]}", 36))
 
 
 def _spread(axes, x, mean, std, style, label) -> None:
@@ -312,6 +324,6 @@ def _study_time(axes, panel, styles) -> None:
     for i, line in enumerate(panel.lines):
         mean, std = line.step_ms
         axes.barh(i, mean, xerr=std, color=styles[line.label][0], ecolor="#333333", capsize=3)
-    axes.set_yticks(range(len(panel.lines)), [line.label for line in panel.lines])
+    axes.set_yticks(range(len(panel.lines)), [_wrapped(line.label) for line in panel.lines], fontsize=9)
     axes.invert_yaxis()
     axes.set_xlabel("Milliseconds per step (evaluation and pruning included)")

@@ -1,7 +1,9 @@
 """The dense run that a pruned one is compared with: the same data, network and training, and nothing closed."""
 
 import math
+import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,4 +86,21 @@ def command(workdir: Path) -> str:
         return f"repeat it with {' '.join(flags)} in another folder beside it"
     program, *words = map(str, words)
     start = ["prune-jax"] if Path(program).name in ("prune-jax", "__main__.py") else ["python", program]
-    return shlex.join([*start, *words, *flags, f"--workdir={workdir}_dense"])
+    return shlex.join([*start, *_last_of_each([*words, *flags, f"--workdir={workdir}_dense"])])
+
+
+def _last_of_each(words: Sequence[str]) -> list[str]:
+    """The words of a command, of each flag the last alone, which is the one that holds.
+
+    Example:
+      >>> _last_of_each(["train", "--a=1", "--b", "2", "--noconfig.c", "--a=3", "--config.c"])
+      ['train', '--b', '2', '--a=3', '--config.c']
+    """
+    kept: dict[str, list[str]] = {"": []}
+    name = ""
+    for word in words:
+        if match := re.match(r"--?(?:no(?=config))?([A-Za-z][\w.]*)", word):
+            name = match[1]
+            kept.pop(name, None)
+        kept.setdefault(name, []).append(word)
+    return [word for own in kept.values() for word in own]

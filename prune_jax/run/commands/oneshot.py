@@ -28,7 +28,6 @@ from prune_jax import files
 from prune_jax.errors import UserError
 from prune_jax.run.commands import arguments
 
-METHODS = ("sparsegpt", "wanda", "obs", "magnitude")
 _TEXTS = ("task", "source", "dir", "train", "eval", "text", "label", "label_names", "metric", "cache_dir")
 _DATA = dict.fromkeys(_TEXTS, str) | {"max_len": int, "holdout": int, "max_train_examples": int}  # of config.data
 _KEYS = {  # an option: the keys of a config that it stands for
@@ -54,9 +53,12 @@ def prune(source: Path, target: Path, args: Any) -> dict:
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is there already; choose another folder")
+    from prune_jax import methods
     from prune_jax.export import decoder
     from prune_jax.export.names import ARCHITECTURES
 
+    if args.method not in (allowed := (*methods.ONESHOT, "magnitude")):
+        raise UserError(f"--method is {args.method!r}; allowed: {', '.join(allowed)}")
     config = source / "config.json"
     is_bert = config.is_file() and files.read_json(config).get("model_type") in ARCHITECTURES
     own = {name: value for name in _DATA if (value := getattr(args, f"config.data.{name}")) is not None}
@@ -212,7 +214,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("out", metavar="OUT_DIR", help="the folder to write")
     parser.add_argument("--data", nargs="+", default=(), metavar="FILE", help="text files or folders of .txt files")
     parser.add_argument("--eval", nargs="+", default=(), metavar="FILE", help="text to evaluate on")
-    parser.add_argument("--method", choices=METHODS, default="sparsegpt", help="how it is pruned")
+    parser.add_argument("--method", default="sparsegpt", help="sparsegpt, wanda, obs, or magnitude to compare with")
     parser.add_argument("--sparsity", type=float, default=0.5, help="the closed fraction of each kernel")
     parser.add_argument(
         "--structure", default="unstructured", help="unstructured, n:m, block:RxC, or head, ffn, head+ffn"
