@@ -44,6 +44,12 @@ _EXTRAS = {  # what a command may import beyond the library's own needs: the ext
 }
 
 
+_WINDOWS = (
+    "the program needs the file locks and signals of a POSIX system, and this is Windows; run it in WSL 2 (the "
+    "library, import prune_jax, needs neither)"
+)
+
+
 INTERRUPTED = 130  # the exit code after Ctrl-C
 UNREAD = 141  # after SIGPIPE, as a shell counts
 
@@ -74,8 +80,11 @@ def run(module: str, argv: Sequence[str], name: str) -> int:
     """Runs the main(argv) of `module` and turns what ends it into a message of `name` and an exit code.
 
     Returns:
-      0, 2 after a mistake of the user's, 130 after Ctrl-C, or what the command says.
+      0, 2 after a mistake of the user's or on Windows, 130 after Ctrl-C, or what the command says.
     """
+    if sys.platform == "win32":
+        print(f"{name}: {_WINDOWS}", file=sys.stderr, flush=True)
+        return 2
     logging.getLogger("absl").setLevel(logging.WARNING)
     # Orbax says on absl's channel how long a save took; of one that failed it and asyncio show what is raised anyway.
     logging.getLogger("absl").addFilter(lambda line: "orbax" not in line.pathname)
@@ -140,6 +149,8 @@ def leave(act: Callable[[], int]) -> NoReturn:
 
 def _reader_has_gone() -> bool:
     """Whether standard output is a pipe whose other end is closed."""
+    if not hasattr(select, "poll"):  # Windows
+        return True
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))

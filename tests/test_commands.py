@@ -54,6 +54,15 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"prune-jax {prune_jax.__version__}\n"
 
 
+@pytest.mark.parametrize("name", command_line.COMMANDS)
+def test_windows_is_refused_with_a_sentence(name, monkeypatch, capsys):
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "platform", "win32")
+        assert command_line.main([name, "--help"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"{name}: the program needs") and said.err.count("\n") == 1 and not said.out
+
+
 def test_no_such_command(capsys):
     assert command_line.main(["prune"]) == 2
     said = capsys.readouterr().err

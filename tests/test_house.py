@@ -125,6 +125,13 @@ def test_the_core_knows_no_config(room):
             assert not targets & {"ml_collections", "absl"}, module
 
 
+def test_windows_has_what_the_core_and_the_refusal_import():
+    posix = {"fcntl", "grp", "posix", "pwd", "resource", "termios", "tty"}
+    found = {m: targets & posix for m, targets in MODULES.items() if m.split(".")[1] in CORE | TOP}
+    assert "prune_jax.__main__" in found and not any(found.values())
+    assert MODULES["prune_jax.run.workdir"] & posix  # else there is nothing left to refuse
+
+
 def test_nothing_imports_the_configs():
     assert [module for module, targets in MODULES.items() if "configs" in targets] == []
 
