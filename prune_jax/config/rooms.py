@@ -257,6 +257,12 @@ class Distill:
     temperature: float = option(2.0, "The temperature of the soft targets.", 0, 1000, inclusive=False)
     weight: float = option(0.5, "The weight of the soft loss; that of the labels is 1 - weight.", 0, 1)
     hidden_weight: float = option(0.0, "The weight of the squared differences of the layers' outputs.", 0)
+    hidden_match: str = option(
+        "fixed",
+        "The layers whose outputs are compared: each of the student's with its own, or four of the teacher's, each with "
+        "the nearest of the student's through a trained linear map.",
+        choices=("fixed", "nearest"),
+    )
     attention_weight: float = option(0.0, "The weight of the squared differences of the attention scores.", 0)
 
 

@@ -224,13 +224,14 @@ class _Loop:
                 step = epoch * self.steps_per_epoch + progress["batch"]
                 self.tell_compiling(batch)
                 batch = jax.device_put(batch, self.layout.rows)
-                self.state, loss = self.train_step(self.state, batch, self.rates(step), self.hyper, self.teacher)
+                now = before + (target - before) * (progress["batch"] + 1) / self.steps_per_epoch
+                hyper = {**self.hyper, "target": np.float32(now)}
+                self.state, loss = self.train_step(self.state, batch, self.rates(step), hyper, self.teacher)
                 step += 1
                 progress["batch"] += 1
                 self.settle(pending, bar)
                 pending = (step, loss)
                 if every and step % every == 0:
-                    now = before + (target - before) * progress["batch"] / self.steps_per_epoch
                     self.become(self.pruned(now, exact=False)[0])
                 unfinished = progress["batch"] < steps  # else finish_epoch saves this step
                 if unfinished and (stop_requests or (extra and step % extra == 0)):
