@@ -165,8 +165,6 @@ def test_a_stopped_run_resumes_with_the_cached_logits_to_equal_numbers(teacher, 
         config = student(teacher, hidden_weight=hidden_weight, hidden_match="nearest")
         config.model.num_layers, config.train.epochs = 1, 2
         config.pruning.method, config.pruning.start_epoch, config.pruning.sparsity_steps = "magnitude", 0, (25, 50)
-        if hidden_weight:
-            config.pruning.update(method="cofi", structure="head+ffn+hidden", scope="global")
         config.data.cache_dir = str(tmp_path / f"cache_{name}")
         train.train_and_evaluate(config, tmp_path / name)
 

@@ -293,10 +293,10 @@ def test_cofi_multiplies_its_masks_and_expects_what_they_leave():
     multipliers = {"linear": jnp.float32(0.7), "square": jnp.float32(1.3)}
     trainable = {"log_alpha": {"kernels": {}, "groups": masks}, "multipliers": multipliers}
 
-    keys = dict(zip(names, jax.random.split(jax.random.key(3), 4), strict=True))
-    draws = {n: jax.random.uniform(keys[n], m.shape, minval=1e-6, maxval=1 - 1e-6) for n, m in masks.items()}
-    z = {n: np.asarray(l0.concrete(m, draws[n], 2 / 3, 0.1)) for n, m in masks.items()}
-    seen = method.sample(PARAMS, gates, trainable, jax.random.key(3), state)
+    draws = jax.random.uniform(jax.random.split(jax.random.key(3))[0], 12, minval=1e-6, maxval=1 - 1e-6)
+    drawn = np.asarray(l0.concrete(jnp.concatenate([*masks.values()]), draws, 2 / 3, 0.1))
+    z = dict(zip(names, np.split(drawn, [6, 7, 11]), strict=True))
+    seen = jax.jit(method.sample)(PARAMS, gates, trainable, jax.random.key(3), state)
     chance = {n: 1 / (1 + np.exp(-(np.asarray(m, float) - 2 / 3 * np.log(0.1 / 1.1)))) for n, m in masks.items()}
     chance["ffn"][2] = 0
     left, total = 0, 0
@@ -315,7 +315,7 @@ def test_cofi_multiplies_its_masks_and_expects_what_they_leave():
     def penalty(trainable):
         return method.penalty(PARAMS, gates, trainable, 0, {"target": jnp.float32(0.4)}, plan)
 
-    value, grads = jax.value_and_grad(penalty)(trainable)
+    value, grads = jax.jit(jax.value_and_grad(penalty))(trainable)
     np.testing.assert_allclose(value, 0.7 * gap + 1.3 * gap**2, rtol=1e-4)
     np.testing.assert_allclose(grads["multipliers"]["linear"], -gap, rtol=1e-4)  # descent makes it climb
     np.testing.assert_allclose(grads["multipliers"]["square"], -(gap**2), rtol=1e-4)

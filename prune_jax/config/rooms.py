@@ -259,8 +259,8 @@ class Distill:
     hidden_weight: float = option(0.0, "The weight of the squared differences of the layers' outputs.", 0)
     hidden_match: str = option(
         "fixed",
-        "The layers whose outputs are compared: each of the student's with its own, or four of the teacher's, each with "
-        "the nearest of the student's through a trained linear map.",
+        "The layers whose outputs are compared: each of the student's with its own, or four of the teacher's with the "
+        "nearest of the student's each, through a trained linear map.",
         choices=("fixed", "nearest"),
     )
     attention_weight: float = option(0.0, "The weight of the squared differences of the attention scores.", 0)

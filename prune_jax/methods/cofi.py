@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from prune_jax.methods.l0 import concrete
 from prune_jax.pruning import structure as structure_lib
@@ -165,8 +166,14 @@ def create(options: Options) -> Method:
             u = jax.random.uniform(key, log_alpha.shape, minval=1e-6, maxval=1 - 1e-6)
             return concrete(log_alpha, u, options.beta, options.stretch)
 
-        log_alpha = trainable["log_alpha"]
-        z = by_name(jax.tree.map(drawn, log_alpha, trees.split_key(key, log_alpha)))
+        of_groups, of_kernels = jax.random.split(key)
+        masks, own = trainable["log_alpha"]["groups"], trainable["log_alpha"]["kernels"]
+        z = trees.by_name(jax.tree.map(drawn, own, trees.split_key(of_kernels, own)))
+        if masks:  # few numbers in many leaves: one draw for all of them
+            names = sorted(masks)  # inside jit a dict's keys are sorted, outside they need not be
+            all_of_them = drawn(jnp.concatenate([masks[name] for name in names]), of_groups)
+            ends = np.cumsum([masks[name].size for name in names])[:-1]
+            z |= dict(zip(names, jnp.split(all_of_them, ends), strict=True))
 
         def masked(path, w, gate):
             name, factor = trees.name(path), gate.astype(jnp.float32)

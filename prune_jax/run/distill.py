@@ -14,9 +14,9 @@ the same). The teacher has as many layers as the student, or k times as many: st
 k * (i + 1) - 1. Both need the teacher in the step, where its weights are an argument.
 
 With `hidden_match=nearest` it is four of the teacher's layers, evenly spaced, that each teach the student's layer whose
-output, through one linear map, is nearest on the batch (Xia et al., 2022, arXiv:2204.00408, section 3.2): units are pruned
-where nobody can say which layer does whose work. The map starts as the identity, is trained with the weights, and
-belongs to the method's leaves. A closed layer passes its input on, so it stands for the layer before it.
+output, through one linear map, is nearest on the batch (Xia et al., 2022, arXiv:2204.00408, section 3.2): pruning
+decides which layer does whose work. The map starts as the identity, is trained with the weights, and belongs to the
+method's leaves. A closed layer passes its input on, so it stands for the layer before it.
 
 What SPT explores stays the hard loss.
 """
@@ -260,7 +260,7 @@ def _nearest(ours: list[jax.Array], theirs: list[jax.Array], mask: jax.Array, ma
 
 
 def mapped(method: Method, config) -> Method:
-    """The method with the leaves that config.distill trains: the linear map of the student's outputs, if it is asked."""
+    """The method with the leaf that config.distill trains: the linear map of the student's outputs, where asked for."""
     cfg = config.distill
     if not (cfg.teacher and cfg.hidden_weight and cfg.hidden_match == "nearest"):
         return method
@@ -275,9 +275,10 @@ def mapped(method: Method, config) -> Method:
 def training_loss(cfg, teacher: Teacher, smoothing: float = 0.0) -> Callable:
     """The loss in the place of state.batch_loss for a training step, of config.distill.
 
-    (model, params, gates, batch, dropout_key, variables of the teacher or None, the linear map of `mapped` or None) -> ()
-    float32; the batch has teacher_logits, and the variables are read only where is_asked(cfg, model). A decoder's batch has no such logits:
-    the teacher makes them in the step, and its soft loss is the mean over the tokens that are scored.
+    (model, params, gates, batch, dropout_key, variables of the teacher or None, the linear map of `mapped` or None) ->
+    () float32; the batch has teacher_logits, and the variables are read only where is_asked(cfg, model). A decoder's
+    batch has no such logits: the teacher makes them in the step, and its soft loss is the mean over the tokens that are
+    scored.
 
     Args:
       smoothing: of the labels; the teacher's targets stay.
