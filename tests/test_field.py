@@ -282,13 +282,13 @@ GROUPS = (
 
 def test_cofi_multiplies_its_masks_and_expects_what_they_leave():
     """Against loops over the weights: the network that is seen, the expected sparsity, the Lagrangian's derivatives."""
-    method, gates = pj.cofi(), jax.tree.map(lambda w: jnp.ones(w.shape, bool), PARAMS)
+    rng, method, gates = np.random.default_rng(5), pj.cofi(), jax.tree.map(lambda w: jnp.ones(w.shape, bool), PARAMS)
     gates["down"]["kernel"] = gates["down"]["kernel"].at[2].set(False)
     gates["up"]["kernel"] = gates["up"]["kernel"].at[:, 2].set(False)  # unit 2 of ffn is closed
     plan = plan_lib.make(gates, "ffn+hidden+layer", "global", GROUPS)
     trainable, state = method.init_trainable(PARAMS, gates, plan), method.init(PARAMS, gates, plan)
     names = ("ffn", "ffn.whole", "hidden", "layer")
-    masks = {name: jnp.asarray(RNG.normal(size=n), jnp.float32) for name, n in zip(names, (6, 1, 4, 1), strict=True)}
+    masks = {name: jnp.asarray(rng.normal(size=n), jnp.float32) for name, n in zip(names, (6, 1, 4, 1), strict=True)}
     assert {n: m.shape for n, m in trainable["log_alpha"]["groups"].items()} == {n: m.shape for n, m in masks.items()}
     multipliers = {"linear": jnp.float32(0.7), "square": jnp.float32(1.3)}
     trainable = {"log_alpha": {"kernels": {}, "groups": masks}, "multipliers": multipliers}
@@ -322,6 +322,7 @@ def test_cofi_multiplies_its_masks_and_expects_what_they_leave():
     np.testing.assert_allclose(grads["log_alpha"]["groups"]["ffn"][2], 0, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:structure=")
 def test_cofi_learns_what_a_network_does_without_and_meets_the_schedule():
     """Two columns do nothing: their masks fall first, and at the schedule's events they close."""
     params = PARAMS | {"down": {"kernel": PARAMS["down"]["kernel"].at[jnp.array([1, 4])].set(0)}}

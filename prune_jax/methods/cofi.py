@@ -57,7 +57,12 @@ def _reads(member: Member, rank: int) -> bool:
 def _scaled(group: Group, groups: Sequence[Group], ranks: dict[str, int]) -> set[tuple[str, int]]:
     """The (kernel, axis) that a group's mask scales."""
     own = {member.name for member in group.members}
-    within = [other for other in groups if other is not group and own > {member.name for member in other.members}]
+
+    def inside(other: Group) -> bool:
+        theirs = {member.name for member in other.members}
+        return own > theirs or (own == theirs and other.size > 1)
+
+    within = [other for other in groups if inside(other)]
     if group.size == 1 and within:
         readers = {m.name for other in within for m in other.members if _reads(m, ranks[m.name])}
         return {(m.name, m.axis) for m in group.members if m.name in readers}
@@ -107,9 +112,8 @@ def sparsity(plan: Plan, gates: Tree, chance: Leaves) -> tuple[jax.Array, list[f
             kept = {name: jnp.mean(chance[name]) * jnp.mean(chance.get(f"{name}.whole", 1.0)) for name in names}
             closed += share * (1 - cost.of(kept) / cost.dense(names))
         else:
-            total = sum(chance[name].size * size for name, size in part.sizes(flat).items())
-            kept = sum(jnp.sum(chance[name]) * size for name, size in part.sizes(flat).items())
-            closed += share * (1 - kept / max(total, 1))
+            sums = (jnp.sum(chance[name]) * size for name, size in part.sizes(flat).items())
+            closed += share * (1 - sum(sums, jnp.float32(0)) / max(sum(flat[name].size for name in part.names), 1))
     return closed, shares
 
 
