@@ -239,6 +239,19 @@ class Mesh:
 
 
 @options
+class Distributed:
+    """The processes of a job that trains on several machines."""
+
+    coordinator: str = option(
+        "",
+        "Where the first process listens, as in host:1234; auto, what jax finds in the environment; empty, the same "
+        "where srun, mpirun or a TPU slice has started several processes, else there is one.",
+    )
+    num_processes: int = option(1, "The processes of the job, where coordinator is an address.", 1, 1_000_000)
+    process_id: int = option(0, "The number of this one, from 0.", 0, 1_000_000)
+
+
+@options
 class Pretrain:
     """A dense run before the run, in WORKDIR/pretrain."""
 
@@ -331,6 +344,7 @@ FIXED: dict[str, type] = {
     "data": Data,
     "train": Train,
     "mesh": Mesh,
+    "distributed": Distributed,
     "pretrain": Pretrain,
     "distill": Distill,
     "pruning": Pruning,

@@ -39,7 +39,7 @@ from prune_jax.errors import UserError
 from prune_jax.export import decoder, hf
 from prune_jax.pruning import trees
 from prune_jax.pruning.method import Method
-from prune_jax.run import evaluate, fitting, initial
+from prune_jax.run import evaluate, fitting, initial, processes
 from prune_jax.run import folder as runs
 from prune_jax.run import state as state_lib
 
@@ -198,7 +198,7 @@ def _fingerprint(teacher: Teacher, split) -> str:
     return digest.hexdigest()
 
 
-def teach(teacher: Teacher, config, dataset, sharding=None) -> tuple[Any, str]:
+def teach(teacher: Teacher, config, dataset, layout) -> tuple[Any, str]:
     """(the dataset with a Taught training split, a line that says how good the teacher is there)."""
     split, task = dataset.train, dataset.task
     if hasattr(teacher.model, "scored"):  # its logits are too many to keep
@@ -206,13 +206,13 @@ def teach(teacher: Teacher, config, dataset, sharding=None) -> tuple[Any, str]:
     path = cache.folder(config.data.cache_dir) / "teacher" / f"{_fingerprint(teacher, split)}.npz"
     logits = (cache.read(path) or {}).get("logits")
     how = "from the cache" if logits is not None else "computed"
-    if logits is None:
-        variables = jax.device_put(teacher.variables)
-        step = jax.jit(state_lib.make_eval_step(teacher.model))
+    if not processes.in_all(logits is not None):
+        variables = layout.put(teacher.variables, teacher.model)
+        step = jax.jit(state_lib.make_eval_step(teacher.model), out_shardings=layout.whole)
         eval_step = functools.partial(step, variables["params"], variables.get("gates", {}))
         size = evaluate.step_size(config.train.eval_batch_size, len(split))
         batches = batching.eval_batches(split, size, dataset.buckets)
-        logits, _ = evaluate.outputs(eval_step, task, split, batches, sharding)
+        logits, _ = evaluate.outputs(eval_step, task, split, batches, layout.rows)
         cache.write(path, {"logits": logits})
     name = task.metrics[0]
     score = evaluate.metrics(task, logits, split.labels)[name]
