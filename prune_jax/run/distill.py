@@ -39,7 +39,7 @@ from prune_jax.errors import UserError
 from prune_jax.export import decoder, hf
 from prune_jax.pruning import trees
 from prune_jax.pruning.method import Method
-from prune_jax.run import evaluate, fitting, initial, processes
+from prune_jax.run import evaluate, fitting, initial, mesh, processes
 from prune_jax.run import folder as runs
 from prune_jax.run import state as state_lib
 
@@ -198,8 +198,12 @@ def _fingerprint(teacher: Teacher, split) -> str:
     return digest.hexdigest()
 
 
-def teach(teacher: Teacher, config, dataset, layout) -> tuple[Any, str]:
-    """(the dataset with a Taught training split, a line that says how good the teacher is there)."""
+def teach(teacher: Teacher, config, dataset, layout: mesh.Layout | None = None) -> tuple[Any, str]:
+    """(the dataset with a Taught training split, a line that says how good the teacher is there).
+
+    Args:
+      layout: of the run; None, the config's.
+    """
     split, task = dataset.train, dataset.task
     if hasattr(teacher.model, "scored"):  # its logits are too many to keep
         return dataset, f"teacher   {config.distill.teacher}: asked in each step"
@@ -207,6 +211,7 @@ def teach(teacher: Teacher, config, dataset, layout) -> tuple[Any, str]:
     logits = (cache.read(path) or {}).get("logits")
     how = "from the cache" if logits is not None else "computed"
     if not processes.in_all(logits is not None):
+        layout = layout or mesh.create(config)
         variables = layout.put(teacher.variables, teacher.model)
         step = jax.jit(state_lib.make_eval_step(teacher.model), out_shardings=layout.whole)
         eval_step = functools.partial(step, variables["params"], variables.get("gates", {}))
