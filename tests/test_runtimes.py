@@ -1,8 +1,14 @@
 """Exported programs in runtimes other than jax: the run's own logits there, too."""
 
+import functools
+import json
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
+from conftest import ROOT
 from test_export import make_run
 from test_stablehlo import batch_of
 
@@ -45,20 +51,25 @@ def lenet_run(folder):
 RUNS = {"bert": bert_run, "lenet": lenet_run}
 
 
-@pytest.fixture(scope="module", params=RUNS)
-def run(request, tmp_path_factory):
-    """(folder, inputs, logits) of a network with closed units."""
-    folder = tmp_path_factory.mktemp(request.param) / "run"
-    model, params, gates, inputs = RUNS[request.param](folder)
-    logits = jax.jit(lambda *batch: model.apply({"params": params, "gates": gates}, *batch))(*inputs)
-    return folder, inputs, np.asarray(logits)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(name) -> (folder, inputs, logits) of a network with closed units."""
+
+    @functools.cache
+    def made(name):
+        folder = tmp_path_factory.mktemp(name) / "run"
+        model, params, gates, inputs = RUNS[name](folder)
+        return folder, inputs, np.asarray(jax.jit(model.apply)({"params": params, "gates": gates}, *inputs))
+
+    return made
 
 
 @pytest.mark.slow
-def test_iree_compiles_and_runs_a_static_program(run, tmp_path):
+@pytest.mark.parametrize("name", RUNS)
+def test_iree_compiles_and_runs_a_static_program(name, run, tmp_path):
     compiler = pytest.importorskip("iree.compiler")
     runtime = pytest.importorskip("iree.runtime")
-    folder, inputs, logits = run
+    folder, inputs, logits = run(name)
     command = ["export", str(folder), str(tmp_path / "out"), "--format=stablehlo", f"--batch={ROWS}", "--platform=cpu"]
     assert main(command) == 0
     (path,) = (tmp_path / "out").glob("model*.stablehlo")
@@ -68,3 +79,49 @@ def test_iree_compiles_and_runs_a_static_program(run, tmp_path):
     )
     module = runtime.load_vm_flatbuffer(made, driver="local-task")
     np.testing.assert_allclose(np.asarray(module.main(*inputs)), logits, atol=1e-5 * np.abs(logits).max(), rtol=0)
+
+
+_EXPORTS = """
+import sys
+from prune_jax.__main__ import main
+for folder, out, *flags in [line.split() for line in sys.argv[1:]]:
+    assert main(["export", folder, out, "--format=onnx", *flags]) == 0
+"""
+
+
+@pytest.mark.slow
+def test_onnx_runtime_computes_a_runs_logits(run, tmp_path):
+    """Exported by a process of its own: the converter takes the place of some of jax's functions while it works."""
+    pytest.importorskip("jax2onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    cases = {"bert": "--shrink --length 8", "lenet": "--batch=3"}
+    lines = [f"{run(name)[0]} {tmp_path / name} {flags}" for name, flags in cases.items()]
+    command = [sys.executable, "-c", _EXPORTS, *lines]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0 and done.stdout.count("ms in ONNX Runtime") == len(cases), done.stderr
+    for name in cases:
+        _, inputs, logits = run(name)
+        (path,) = (tmp_path / name).glob("model*.onnx")
+        session = runtime.InferenceSession(path)
+        named = dict(zip([one.name for one in session.get_inputs()], inputs, strict=True))
+        np.testing.assert_allclose(session.run(None, named)[0], logits, atol=1e-5 * np.abs(logits).max(), rtol=0)
+        info = json.loads((tmp_path / name / "model.json").read_text())
+        assert info["bytes"] == path.stat().st_size and info["max_length"] == (LENGTH if name == "bert" else None)
+        assert info["largest_logit_difference"] < 1e-5 * info["largest_logit"]
+    weights = onnx.load(tmp_path / "bert" / "model_8.onnx").graph.initializer
+    assert any(12 in one.dims for one in weights)  # 20 of the 32 columns of layer 0 are cut out
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--int8"], "--int8 needs --format=stablehlo"),
+        (["--platform=cpu"], "--platform needs --format=stablehlo"),
+        ([], "an ONNX export needs the package jax2onnx: pip install 'prune-jax[onnx]'"),
+    ],
+)
+def test_what_an_onnx_export_lacks_is_told(flags, says, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    assert main(["export", str(run("lenet")[0]), str(tmp_path / "out"), "--format=onnx", *flags]) == 2
+    assert says in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -84,34 +84,81 @@ def _file_name(length: int | None) -> str:
     return MODEL if length is None else f"model_{length}.stablehlo"
 
 
-def _specs(model, length: int | None = None, rows: int = 0) -> tuple[list[jax.ShapeDtypeStruct], list[dict]]:
+def specs(model, length: int | None = None, rows: int = 0) -> tuple[list[jax.ShapeDtypeStruct], list[dict]]:
     """(the shapes of the inputs, for jax.export; their description, for model.json).
 
     The batch is symbolic unless `rows` is given, and so is the length of texts unless it is given.
     """
     any_length = length is None and "input_ids" in model.inputs
     scope = jax_export.SymbolicScope([f"length <= {model.cfg.max_positions}"] if any_length else [])
-    specs, described = [], []
+    shapes, entries = [], []
     for name, example in zip(model.inputs, model.example_inputs(), strict=True):
         first = rows or "batch"
         dims = [first, "length"] if example.ndim == 2 else [first, *example.shape[1:]]
         fixed = [length if dim == "length" and length else dim for dim in dims]
         shape = jax_export.symbolic_shape(", ".join(map(str, fixed)), scope=scope)
-        specs.append(jax.ShapeDtypeStruct(shape, example.dtype))
-        described.append({"name": name, "shape": dims, "dtype": str(example.dtype)})
-    return specs, described
+        shapes.append(jax.ShapeDtypeStruct(shape, example.dtype))
+        entries.append({"name": name, "shape": dims, "dtype": str(example.dtype)})
+    return shapes, entries
 
 
-def _random_inputs(model, most: int | None, rows: int) -> list[np.ndarray]:
+def random_inputs(model, length: int | None, rows: int) -> list[np.ndarray]:
+    """Inputs of `rows` examples, texts of this length."""
     rng, inputs = np.random.default_rng(0), []
     for name, example in zip(model.inputs, model.example_inputs(), strict=True):
         if example.ndim > 2:
             inputs.append(rng.random((rows, *example.shape[1:]), np.float32))
         elif name == "input_ids":
-            inputs.append(rng.integers(0, model.cfg.vocab_size, (rows, min(32, most)), np.int32))
+            inputs.append(rng.integers(0, model.cfg.vocab_size, (rows, length), np.int32))
         else:
             inputs.append(np.full_like(inputs[0], name == "attention_mask"))
     return inputs
+
+
+def prepared(model, params: Tree, gates: Tree, shrink: bool) -> tuple[Any, Tree, Callable]:
+    """(the model without its closed layers, its weights, the function of them and of inputs).
+
+    Args:
+      shrink: whether units that are closed as a whole are cut out; the weights and the function are then smaller.
+    """
+    model, params, gates = units.opened(model, params, gates)
+    params = merge(params, gates)
+    if not shrink:
+        return model, params, lambda params, *inputs: model.apply({"params": params}, *inputs)
+    small, apply = cutting.shrink(units.trace(model), params, gates)
+    return model, jax.device_get(small), apply
+
+
+def checked(model, lengths: Sequence[int]) -> tuple[list[int] | None, int | None]:
+    """(the lengths in increasing order, None for any; the greatest that is taken, None for images).
+
+    Raises:
+      ValueError: the network does not take one of them.
+    """
+    most = model.cfg.max_positions if "input_ids" in model.inputs else None
+    for length in lengths:
+        if not 0 < length <= (most or 0):
+            raise ValueError(f"a length is {length}; allowed: {f'1 to {most}' if most else 'none, with images'}")
+    listed = sorted(set(lengths)) or None
+    return listed, listed[-1] if listed else most
+
+
+def described(task: str, labels: Sequence[str], rows: int) -> dict:
+    """What model.json says of the outputs."""
+    return {
+        "output": {"name": "logits", "shape": [rows or "batch", len(labels) or 1], "dtype": "float32"},
+        "task": task,
+        "labels": list(labels) or ["score"],
+        "problem_type": "single_label_classification" if labels else "regression",
+    }
+
+
+def compared(logits: np.ndarray, expected: np.ndarray) -> dict:
+    """What model.json says of the difference between an exported network and its original."""
+    return {
+        "largest_logit_difference": float(np.abs(logits - expected).max()),
+        "largest_logit": float(np.abs(expected).max()),
+    }
 
 
 def _caller(functions: list, lengths: list[int] | None, most: int | None) -> Callable:
@@ -170,35 +217,22 @@ def write(
         import flatbuffers  # noqa: F401, jax.export's own need
     except ImportError as error:
         raise UserError("a StableHLO export needs the package flatbuffers: pip install flatbuffers") from error
-    model, params, gates = units.opened(model, params, gates)
-    params = merge(params, gates)
-
-    def apply(params, *inputs):
-        return model.apply({"params": params}, *inputs)
-
-    if shrink:
-        params, apply = cutting.shrink(units.trace(model), params, gates)
-        params = jax.device_get(params)
+    model, params, apply = prepared(model, params, gates, shrink)
     own = jax.jit(functools.partial(apply, params))
     stored = quantise(params) if int8 else params
 
     def forward(*inputs):
         return apply(_restored(stored), *inputs)
 
-    most = model.cfg.max_positions if "input_ids" in model.inputs else None
-    for length in lengths:
-        if not 0 < length <= (most or 0):
-            raise ValueError(f"a length is {length}; allowed: {f'1 to {most}' if most else 'none, with images'}")
-    listed, size, functions = sorted(set(lengths)) or None, 0, []
-    most = listed[-1] if listed else most
+    (listed, most), size, functions = checked(model, lengths), 0, []
     for length in listed or [None]:
-        specs, inputs = _specs(model, length, rows)
-        exported = jax_export.export(jax.jit(forward), platforms=platforms)(*specs)
+        shapes, inputs = specs(model, length, rows)
+        exported = jax_export.export(jax.jit(forward), platforms=platforms)(*shapes)
         data = bytes(exported.serialize())
         files.write_bytes(folder / _file_name(length), data)
         functions.append(jax_export.deserialize(bytearray(data)))
         size += len(data)
-    examples = _random_inputs(model, most, rows or 8)
+    examples = random_inputs(model, most and min(32, most), rows or 8)
     expected = np.asarray(own(*examples))
     logits = np.asarray(_caller(functions, listed, most)(*examples))
     info = {
@@ -210,14 +244,10 @@ def write(
         "inputs": inputs,
         "max_length": most,
         "lengths": listed,
-        "output": {"name": "logits", "shape": [rows or "batch", len(labels) or 1], "dtype": "float32"},
-        "task": task,
-        "labels": list(labels) or ["score"],
-        "problem_type": "single_label_classification" if labels else "regression",
+        **described(task, labels, rows),
         "weights": "int8" if int8 else "float32",
         "bytes": size,
-        "largest_logit_difference": float(np.abs(logits - expected).max()),
-        "largest_logit": float(np.abs(expected).max()),
+        **compared(logits, expected),
     }
     files.write_json(folder / SIDECAR, info)
     return info

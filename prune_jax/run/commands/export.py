@@ -1,17 +1,18 @@
-"""Writes a run's network as a checkpoint that transformers loads, or as StableHLO files.
+"""Writes a run's network as a checkpoint that transformers loads, or as StableHLO or ONNX files.
 
-    prune-jax export RUN_DIR OUT_DIR [--kind=KIND] [--format=hf|stablehlo] [--shrink] [--int8]
+    prune-jax export RUN_DIR OUT_DIR [--kind=KIND] [--format=hf|stablehlo|onnx] [--shrink] [--int8]
         [--length N [N ...]] [--batch=N] [--platform P [P ...]] [--force] [--push-to-hub=USER/NAME [--dry-run]]
 
 With --format=hf OUT_DIR receives config.json, model.safetensors, the tokenizer and a model card, for transformers'
 AutoModelForSequenceClassification (which needs torch) and AutoTokenizer, or, without a card, of a decoder for
 AutoModelForCausalLM. With --format=stablehlo it receives model.stablehlo, or one file per --length, model.json and the
-tokenizer; prune_jax.export.load reads them back. Closed weights are exact zeros.
+tokenizer; prune_jax.export.load reads them back. With --format=onnx it receives model.onnx, for texts one file per
+--length, model.json and the tokenizer, for ONNX Runtime. Closed weights are exact zeros.
 
 With --shrink, units that are closed as a whole are cut out: attention heads, feed-forward columns and units of the
-pooler, and with --format=stablehlo the residual width and a LeNet's channels and columns, too. A checkpoint whose
-layers then differ has its own model class and loads with trust_remote_code=True. Closed layers are always left out.
-What stays at full width, since transformers has no word for it, is said.
+pooler, and with --format=stablehlo or onnx the residual width and a LeNet's channels and columns, too. A checkpoint
+whose layers then differ has its own model class and loads with trust_remote_code=True. Closed layers are always left
+out. What stays at full width, since transformers has no word for it, is said.
 
 config.model.init_from takes every checkpoint that this command writes. Fine-tuned elsewhere, it loses its zeros in one
 step: the model card has the two lines that keep them. With --push-to-hub it is uploaded by the token of `hf auth login`
@@ -27,7 +28,8 @@ from prune_jax.errors import UserError
 from prune_jax.run import folder as runs
 from prune_jax.run.commands import arguments
 
-_FILES = {"hf": ("config.json", "model.safetensors"), "stablehlo": ("model.json", "model*.stablehlo")}
+_FILES = {"hf": ("config.json", "model.safetensors"), "stablehlo": ("model.json", "model*.stablehlo"),
+          "onnx": ("model.json", "model*.onnx")}  # fmt: skip
 
 
 def model_of(network: runs.Network):
@@ -84,14 +86,14 @@ def export(
       rows, platforms: of a StableHLO file, the size of its batches and where it runs; 0 and (), any and all.
 
     Returns its config.json, with `notes` on what stays at full width, or its model.json where form is "stablehlo" in
-    place of "hf".
+    place of "hf", or "onnx".
 
     Raises:
       UserError: there is no such run or checkpoint, the network has not what is asked for, or target holds something
         that is not an earlier export.
     """
     from prune_jax import files
-    from prune_jax.export import checkpoint, stablehlo
+    from prune_jax.export import checkpoint, onnx, stablehlo
     from prune_jax.models import Bert
     from prune_jax.models.decoder import Decoder
 
@@ -112,7 +114,7 @@ def export(
     for length in lengths:
         if not 0 < length <= longest:
             raise UserError(f"--length is {length}; allowed: {f'1 to {longest}' if longest else 'none, with images'}")
-    if rows and longest and not lengths:
+    if (rows or form == "onnx") and longest and not lengths:
         lengths = (min(network.config.data.max_len, longest),)  # a batch of a given size is one of a given shape
     with files.write_folder(target, replace=True) as folder:
         if form == "hf":
@@ -123,19 +125,11 @@ def export(
             words, own = made.get("command"), (network.params, network.gates, model, labels, shrink)
             command = shlex.join(map(str, words)) if isinstance(words, list) else ""
             return write_bert(folder, *own, run / "tokenizer", place or target.name, kind, summary, command)
-        written = stablehlo.write(
-            folder,
-            model,
-            network.params,
-            network.gates,
-            task,
-            labels,
-            int8,
-            shrink,
-            lengths,
-            platforms or stablehlo.PLATFORMS,
-            rows,
-        )
+        what = (folder, model, network.params, network.gates, task, labels)
+        if form == "onnx":
+            written = onnx.write(*what, shrink, lengths, rows)
+        else:
+            written = stablehlo.write(*what, int8, shrink, lengths, platforms or stablehlo.PLATFORMS, rows)
         if written["max_length"]:
             checkpoint.write_tokenizer(folder, run / "tokenizer", written["max_length"])
         return written
@@ -202,9 +196,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--shrink", action="store_true", help="cut out units that are closed as a whole")
     parser.add_argument("--int8", action="store_true", help="stablehlo: 8 bits per weight, a scale per output channel")
     parser.add_argument(
-        "--length", type=int, nargs="+", default=(), metavar="N", help="stablehlo: one file per length, in tokens"
+        "--length", type=int, nargs="+", default=(), metavar="N", help="stablehlo, onnx: one file per length, in tokens"
     )
-    parser.add_argument("--batch", type=int, default=0, metavar="N", help="stablehlo: batches of N rows, of one length")
+    parser.add_argument(
+        "--batch", type=int, default=0, metavar="N", help="stablehlo, onnx: batches of N rows, of one length"
+    )
     parser.add_argument(
         "--platform", nargs="+", default=(), choices=("cpu", "cuda", "tpu"), help="stablehlo: where it runs (all)"
     )
@@ -222,8 +218,12 @@ def main(argv: Sequence[str]) -> None:
             hub.check_token()
     elif args.dry_run:
         raise UserError("--dry-run is of --push-to-hub, which is not given")
-    if args.int8 and args.format == "hf":
-        raise UserError("--int8 needs --format=stablehlo: a BERT of transformers has no 8-bit weights")
+    if args.int8 and args.format != "stablehlo":
+        raise UserError(
+            "--int8 needs --format=stablehlo: a BERT of transformers has no 8-bit weights, nor an ONNX file"
+        )
+    if args.platform and args.format == "onnx":
+        raise UserError("--platform needs --format=stablehlo: an ONNX file runs wherever ONNX Runtime does")
     if args.length and args.format == "hf":
         raise UserError("--length needs --format=stablehlo: a BERT of transformers takes any length")
     if (args.batch or args.platform) and args.format == "hf":
@@ -243,11 +243,14 @@ def main(argv: Sequence[str]) -> None:
         args.batch,
         args.platform,
     )
-    if args.format == "stablehlo":
+    if args.format != "hf":
         print(
             f"{args.target}: {written['weights']}, {written['bytes']:,} bytes; largest logit difference "
             f"{written['largest_logit_difference']:.2e} where the largest logit is {written['largest_logit']:.2f}"
         )
+        if time := written.get("milliseconds"):
+            size = f"{args.batch or 8} examples" + (f" of {most} tokens" if (most := written["max_length"]) else "")
+            print(f"{size}: {time['onnxruntime']:.2f} ms in ONNX Runtime, {time['jax']:.2f} ms in jax")
         return
     keys = ("layer_heads", "layer_ffn", "pooler_width")
     sizes = "".join(f", {key} {written[key]}" for key in keys if key in written)
