@@ -4,7 +4,8 @@
 
 Float32, length 64, 6x384, random weights: the time does not depend on which units close. `heads_ffn` closes three
 quarters of the heads and columns of each layer, `all` five eighths of them, four of six layers and three fifths of the
-residual width. Dense and cut take turns. The last line traces and shrinks a BERT of the base size, without compiling.
+residual width, `shallow` half of them, five of six layers and 42 % of the residual width. Dense and cut take turns. The
+last line traces and shrinks a BERT of the base size, without compiling.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from prune_jax.pruning import trees
 CASES = {  # structure, closed shares of heads and columns, of the residual width, closed layers
     "heads_ffn": ("head+ffn", 0.75, 0.0, 0),
     "all": ("head+ffn+hidden+layer", 0.625, 0.6, 4),
+    "shallow": ("head+ffn+hidden+layer", 0.5, 0.42, 5),
 }
 
 

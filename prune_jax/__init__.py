@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from prune_jax.graph.graph import Graph, close_groups, trace
     from prune_jax.graph.modules import shrink_module, trace_module
     from prune_jax.methods import register
+    from prune_jax.methods.cofi import create as cofi
     from prune_jax.methods.grasp import create as grasp
     from prune_jax.methods.l0 import create as l0
     from prune_jax.methods.lottery_ticket import create as lottery_ticket
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 _METHODS = {"soft_weight_sharing": "sws"} | {
     name: name
     for name in (
+        "cofi",
         "grasp",
         "l0",
         "lottery_ticket",
@@ -104,6 +106,7 @@ __all__ = [
     "Schedule",
     "StepInfo",
     "close_groups",
+    "cofi",
     "constant",
     "cosine",
     "cubic",

@@ -148,10 +148,12 @@ def test_a_run_of_the_program(name, tmp_path):
     config.sws.deviation = 0.01  # else two epochs leave all weights to the zero component, which is a failure
     if name in ("set", "rigl", "movement", "ste"):
         config[name].frequency = 5
+    if name == "cofi":
+        config.pruning.update(structure="auto", scope="global")
     train.train_and_evaluate(config, tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     if methods.scheduled(name):
-        assert summary["sparsity"] == pytest.approx(0.8, abs=1e-4)
+        assert summary["sparsity"] == pytest.approx(0.8, abs=0.01 if name == "cofi" else 1e-4)  # whole units
     if name not in ("random", "spt", "lottery_ticket", "grasp"):  # two epochs are too few for these to be above chance
         assert summary["final_metric"] > 0.3
 

@@ -113,6 +113,16 @@ def test_the_loss_weighs_labels_and_soft_targets_over_the_real_rows(teacher):
     np.testing.assert_allclose(value, np.mean(0.75 * hard[:5] + 0.25 * soft[:5]), rtol=1e-5)
 
 
+def test_four_layers_of_a_teacher_teach_the_nearest_each_through_a_map():
+    """The teacher's layers are 1 to 6 in each entry, the student's 1, 3 and 9, mapped to 2, 6 and 18."""
+    ours, theirs = ([jnp.full((1, 2, 2), float(v)) for v in values] for values in ((1, 3, 9), range(1, 7)))
+    ours, mask = [x.at[:, 1].set(99.0) for x in ours], jnp.array([[[1.0], [0.0]]])
+    matrix = jnp.array([[2.0, 1.0], [0.0, 1.0]])
+    found, grad = jax.value_and_grad(lambda m: distill._nearest(ours, theirs, mask, m))(matrix)
+    assert found == (0**2 + 1**2 + 1**2 + 0**2) / 4  # layers 2, 3, 5 and 6 have 2, 2, 6, 6 as the nearest of 2, 6, 18
+    np.testing.assert_allclose(grad, (2 * (2 - 3) * 1 + 2 * (6 - 5) * 3) / 2 / 4)  # each entry of the map
+
+
 def test_every_second_layer_of_a_deeper_teacher():
     theirs = [jnp.full((1, 2, 1), float(i)) for i in range(4)]
     found = distill._mean_square([jnp.zeros((1, 2, 1))] * 2, theirs, jnp.ones((1, 2, 1)))
@@ -152,7 +162,7 @@ def test_a_checkpoint_teaches_in_the_order_of_the_tasks_labels(teacher, tmp_path
 @pytest.mark.parametrize("hidden_weight", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
 def test_a_stopped_run_resumes_with_the_cached_logits_to_equal_numbers(teacher, hidden_weight, tmp_path, monkeypatch):
     def run(name):
-        config = student(teacher, hidden_weight=hidden_weight)
+        config = student(teacher, hidden_weight=hidden_weight, hidden_match="nearest")
         config.model.num_layers, config.train.epochs = 1, 2
         config.pruning.method, config.pruning.start_epoch, config.pruning.sparsity_steps = "magnitude", 0, (25, 50)
         config.data.cache_dir = str(tmp_path / f"cache_{name}")

@@ -238,7 +238,7 @@ def test_l0_draws_hard_concrete_gates_and_counts_those_that_are_not_0():
     method, leaf = pj.l0(penalty=3.0), jnp.asarray(la, jnp.float32)
     gates, trainable = {"kernel": jnp.arange(50) % 2 == 0}, {"log_alpha": {"kernel": leaf}}
     chance = 1 / (1 + np.exp(-(la - 2 / 3 * np.log(0.1 / 1.1))))  # of a gate that is not 0: 1 - Q(s <= 0)
-    cost = method.penalty({"kernel": leaf}, gates, trainable, 0, {})
+    cost = method.penalty({"kernel": leaf}, gates, trainable, 0, {}, plan_lib.make(gates))
     np.testing.assert_allclose(cost, 3 * chance[::2].sum() / 50, rtol=1e-5)
 
 
@@ -250,12 +250,99 @@ def test_variational_dropout_has_the_papers_divergence_and_closes_by_alpha():
     gates = {"kernel": jnp.ones((6, 4), bool)}
     method = pj.variational_dropout(num_examples=10)
     np.testing.assert_allclose(vd.log_alpha(params["kernel"], jnp.asarray(v)), log_alpha, atol=1e-4)
-    cost = method.penalty(params, gates, trainable, 0, {"num_examples": 10.0})
+    cost = method.penalty(params, gates, trainable, 0, {"num_examples": 10.0}, plan_lib.make(gates))
     np.testing.assert_allclose(cost, kl.sum() / 10, rtol=1e-5)
     info = pj.PruneInfo(
         jax.random.key(0), 1, params, gates, trainable, {}, jnp.float32(0.5), True, plan_lib.make(gates)
     )
     np.testing.assert_array_equal(~np.asarray(method.prune(info).gates["kernel"]), lowest(-log_alpha, 12))
+
+
+def residual(p, x):
+    h = x @ p["in"]["kernel"]
+    h += jnp.tanh(h @ p["up"]["kernel"]) @ p["down"]["kernel"]
+    return h @ p["out"]["kernel"]
+
+
+SHAPES = {"in": (3, 4), "up": (4, 6), "down": (6, 4), "out": (4, 2)}
+PARAMS = {name: {"kernel": jnp.asarray(RNG.normal(size=shape), jnp.float32)} for name, shape in SHAPES.items()}
+
+
+def units(name, kind, size, *axes):
+    members = (pj.Member(f"{k}/kernel", a, np.arange(SHAPES[k][a], dtype=np.int32) % size) for k, a in axes)
+    return pj.Group(name, kind, size, tuple(members))
+
+
+GROUPS = (
+    units("ffn", "ffn", 6, ("up", 1), ("down", 0)),
+    units("hidden", "hidden", 4, ("in", 1), ("up", 0), ("down", 1), ("out", 0)),
+    units("layer", "layer", 1, ("up", 0), ("down", 0)),
+)
+
+
+def test_cofi_multiplies_its_masks_and_expects_what_they_leave():
+    """Against loops over the weights: the network that is seen, the expected sparsity, the Lagrangian's derivatives."""
+    rng, method, gates = np.random.default_rng(5), pj.cofi(), jax.tree.map(lambda w: jnp.ones(w.shape, bool), PARAMS)
+    gates["down"]["kernel"] = gates["down"]["kernel"].at[2].set(False)
+    gates["up"]["kernel"] = gates["up"]["kernel"].at[:, 2].set(False)  # unit 2 of ffn is closed
+    plan = plan_lib.make(gates, "ffn+hidden+layer", "global", GROUPS)
+    trainable, state = method.init_trainable(PARAMS, gates, plan), method.init(PARAMS, gates, plan)
+    names = ("ffn", "ffn.whole", "hidden", "layer")
+    masks = {name: jnp.asarray(rng.normal(size=n), jnp.float32) for name, n in zip(names, (6, 1, 4, 1), strict=True)}
+    assert {n: m.shape for n, m in trainable["log_alpha"]["groups"].items()} == {n: m.shape for n, m in masks.items()}
+    multipliers = {"linear": jnp.float32(0.7), "square": jnp.float32(1.3)}
+    trainable = {"log_alpha": {"kernels": {}, "groups": masks}, "multipliers": multipliers}
+
+    draws = jax.random.uniform(jax.random.split(jax.random.key(3))[0], 12, minval=1e-6, maxval=1 - 1e-6)
+    drawn = np.asarray(l0.concrete(jnp.concatenate([*masks.values()]), draws, 2 / 3, 0.1))
+    z = dict(zip(names, np.split(drawn, [6, 7, 11]), strict=True))
+    seen = jax.jit(method.sample)(PARAMS, gates, trainable, jax.random.key(3), state)
+    chance = {n: 1 / (1 + np.exp(-(np.asarray(m, float) - 2 / 3 * np.log(0.1 / 1.1)))) for n, m in masks.items()}
+    chance["ffn"][2] = 0
+    left, total = 0, 0
+    for name, kernel in PARAMS.items():
+        for (i, j), w in np.ndenumerate(kernel["kernel"]):
+            column = {"up": j, "down": i}.get(name)
+            channel = {"in": j, "up": i, "down": j, "out": i}[name]
+            own = [] if column is None else [("ffn", column), ("ffn.whole", 0), ("layer", 0)]
+            own.append(("hidden", channel))
+            reads = {"up": ("hidden",), "down": ("ffn", "ffn.whole", "layer"), "out": ("hidden",)}.get(name, ())
+            factors = [z[n][u] if n in reads else float(z[n][u] > 0) for n, u in own]
+            np.testing.assert_allclose(seen[name]["kernel"][i, j], w * np.prod(factors) * (column != 2), rtol=1e-5)
+            left, total = left + np.prod([chance[n][u] for n, u in own]), total + 1
+    gap = 1 - left / total - 0.4
+
+    def penalty(trainable):
+        return method.penalty(PARAMS, gates, trainable, 0, {"target": jnp.float32(0.4)}, plan)
+
+    value, grads = jax.jit(jax.value_and_grad(penalty))(trainable)
+    np.testing.assert_allclose(value, 0.7 * gap + 1.3 * gap**2, rtol=1e-4)
+    np.testing.assert_allclose(grads["multipliers"]["linear"], -gap, rtol=1e-4)  # descent makes it climb
+    np.testing.assert_allclose(grads["multipliers"]["square"], -(gap**2), rtol=1e-4)
+    np.testing.assert_allclose(grads["log_alpha"]["groups"]["ffn"][2], 0, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:structure=")
+def test_cofi_learns_what_a_network_does_without_and_meets_the_schedule():
+    """Two columns do nothing: their masks fall first, and at the schedule's events they close."""
+    params = PARAMS | {"down": {"kernel": PARAMS["down"]["kernel"].at[jnp.array([1, 4])].set(0)}}
+    x = jnp.asarray(RNG.normal(size=(64, 3)), jnp.float32)
+    method, target = pj.cofi(whole=""), residual(params, x)
+    tx = pj.prune(optax.sgd(0.0), method, pj.linear(1 / 3, begin=0, end=120, every=60), structure="ffn", groups=GROUPS)
+
+    @jax.jit
+    def step(state):
+        grads = jax.grad(lambda p: jnp.mean((residual(pj.sampled(method, p, state), x) - target) ** 2))(params)
+        return tx.update(grads, state, params)[1]
+
+    state, closed = tx.init(params), []
+    for _ in range(120):
+        state = step(state)
+        closed.append(float(pj.sparsity(state)))
+    gate = np.asarray(pj.gates(state)["down"]["kernel"])
+    assert (~gate).all(1).nonzero()[0].tolist() == [1, 4]
+    assert closed[58] == 0 and closed[59] == pytest.approx(8 / 68) and closed[-1] == pytest.approx(16 / 68)
+    assert step._cache_size() == 1
 
 
 @pytest.mark.parametrize("method", [pj.l0(), pj.variational_dropout(num_examples=9, log_variance=-2.0)])
@@ -270,11 +357,11 @@ def test_a_sampled_step_takes_the_derivative_of_the_loss_at_its_sample(method):
     gates = {"kernel": pj.gates(state)["kernel"]}
 
     def whole(p):
-        drawn = method.sample({"kernel": p["kernel"]}, gates, trainable, key)
-        return loss({**p, **drawn}) + method.penalty(p, gates, trainable, 0, dict(method.hyper))
+        drawn = method.sample({"kernel": p["kernel"]}, gates, trainable, key, {})
+        return loss({**p, **drawn}) + method.penalty(p, gates, trainable, 0, dict(method.hyper), plan_lib.make(gates))
 
     seen = pj.sampled(method, params, state)
-    np.testing.assert_allclose(seen["kernel"], method.sample(kernel, gates, trainable, key)["kernel"], rtol=1e-5)
+    np.testing.assert_allclose(seen["kernel"], method.sample(kernel, gates, trainable, key, {})["kernel"], rtol=1e-5)
     assert np.abs(seen["kernel"] - W).max() > 1e-3, "nothing was drawn"
     updates, after = tx.update(jax.grad(lambda p: loss(pj.sampled(method, p, state)))(params), state, params)
     np.testing.assert_allclose(updates["kernel"], -0.1 * jax.grad(whole)(params)["kernel"], rtol=1e-3, atol=1e-6)

@@ -183,7 +183,7 @@ def test_a_mesh_that_does_not_fit_the_devices(given, allowed):
     ("changes", "message"),
     [
         ({"mesh.fsdp": 0}, "config.mesh.fsdp is 0; allowed: 1 and more"),
-        ({"mesh.tensor": -1}, "config.mesh.tensor is -1; allowed: 1 and more"),
+        ({"mesh.fsdp": -1}, "config.mesh.fsdp is -1; allowed: 1 and more while config.mesh.data is -1, too"),
     ],
 )
 def test_a_mesh_that_no_devices_fit(changes, message):

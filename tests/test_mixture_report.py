@@ -68,7 +68,7 @@ def test_a_record_is_always_of_the_same_weights(monkeypatch):
     monkeypatch.setattr(sws, "RECORDED", 7)
     method = pj.soft_weight_sharing()
     params, gates = toy()
-    trainable = method.init_trainable(params, gates)
+    trainable = method.init_trainable(params, gates, None)
     found = method.record(params, gates, trainable)
     assert found["weights"].shape == (7,) and found["weights"].dtype == np.float32
     masked = np.asarray(params["dense"]["kernel"] * gates["dense"]["kernel"])

@@ -40,7 +40,7 @@ def hyper(method, examples=100.0, steps=50.0):
 
 
 def loss_of(method, params, gates, trainable, step=0):
-    return float(method.penalty(params, gates, trainable, jnp.int32(step), hyper(method)))
+    return float(method.penalty(params, gates, trainable, jnp.int32(step), hyper(method), None))
 
 
 @pytest.mark.parametrize("embeddings", [False, True])
@@ -48,7 +48,7 @@ def loss_of(method, params, gates, trainable, step=0):
 def test_the_penalty_is_tau_over_n_times_the_sum_of_its_parts(embeddings, learn_pi0):
     method = pj.soft_weight_sharing(tau=0.5, embeddings=embeddings, learn_pi0=learn_pi0, pi0_alpha=3000.0, pi0_beta=2.0)
     params, gates = toy()
-    trainable = method.init_trainable(params, gates)
+    trainable = method.init_trainable(params, gates, None)
     mixture = mixture_lib.from_leaves(trainable, 0.99)
     seen = [np.asarray(params["dense"]["kernel"] * gates["dense"]["kernel"]).ravel()]
     if embeddings:
@@ -65,7 +65,7 @@ def test_tau_rises_on_a_straight_line():
     params, gates = toy()
     whole = pj.soft_weight_sharing()
     rising = pj.soft_weight_sharing(tau_anneal=0.2)  # over 10 of 50 steps
-    trainable = whole.init_trainable(params, gates)
+    trainable = whole.init_trainable(params, gates, None)
     full = loss_of(whole, params, gates, trainable)
     for step, share in ((0, 0.1), (4, 0.5), (9, 1.0), (49, 1.0)):
         assert loss_of(rising, params, gates, trainable, step) == pytest.approx(share * full, rel=1e-5)
@@ -76,11 +76,11 @@ def test_each_learning_rate_reaches_its_leaves_and_no_others(zeroed):
     method = pj.soft_weight_sharing()
     optimizer = optim.create(0.0, 0.0, tuple(method.rates))
     params, gates = toy()
-    leaves = {"params": params, "method": method.init_trainable(params, gates)}
+    leaves = {"params": params, "method": method.init_trainable(params, gates, None)}
     assert set(leaves["method"]) == set(method.rates) == set(RATES) - {"weights"}
 
     def loss(leaves):
-        penalty = method.penalty(leaves["params"], gates, leaves["method"], jnp.int32(0), hyper(method))
+        penalty = method.penalty(leaves["params"], gates, leaves["method"], jnp.int32(0), hyper(method), None)
         return penalty + sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(leaves))
 
     rates = {label: jnp.float32(0 if label == zeroed else rate) for label, rate in RATES.items()}
@@ -239,7 +239,7 @@ def test_the_library_trains_the_mixture_as_the_program_does_and_finish_quantises
         return jnp.mean((params["dense"]["kernel"] - target) ** 2) + jnp.sum(params["words"]["embedding"] ** 2)
 
     gates = {"dense": {"kernel": jnp.ones((6, 5), bool)}}
-    mixture = method.init_trainable(params, gates)
+    mixture = method.init_trainable(params, gates, None)
     rates = {name: optax.adam(method.rates[name]) for name in mixture}
     own = {name: rates[name].init(leaf) for name, leaf in mixture.items()}
     by_hand, moments, adam = params, optax.adam(1e-2).init(params), optax.adam(1e-2)
@@ -253,7 +253,7 @@ def test_the_library_trains_the_mixture_as_the_program_does_and_finish_quantises
     @jax.jit
     def reference(params, mixture, moments, own, count):
         def whole(params, mixture):
-            return data_loss(params) + method.penalty(params, gates, mixture, count, hyper(method, 20, 10))
+            return data_loss(params) + method.penalty(params, gates, mixture, count, hyper(method, 20, 10), None)
 
         of_params, of_mixture = jax.grad(whole, (0, 1))(params, mixture)
         updates, moments = adam.update(of_params, moments)
@@ -268,7 +268,7 @@ def test_the_library_trains_the_mixture_as_the_program_does_and_finish_quantises
         by_hand, mixture, moments, own = reference(by_hand, mixture, moments, own, jnp.int32(count))
     for one, other in zip(jax.tree.leaves((ours, state.trainable)), jax.tree.leaves((by_hand, mixture)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
-    assert float(abs(state.trainable["means"] - method.init_trainable(params, gates)["means"]).max()) > 1e-4
+    assert float(abs(state.trainable["means"] - method.init_trainable(params, gates, None)["means"]).max()) > 1e-4
     assert float(pj.sparsity(state)) == 0
     quantised, closed = pj.finish(method, ours, state)
     merged = mixture_lib.merge(mixture_lib.from_leaves(jax.device_get(state.trainable), 0.99))

@@ -28,6 +28,7 @@ def check(config) -> None:
     check_metrics(task_of(config.data))
     _check_training(config)
     _check_mesh(config.mesh)
+    _check_distributed(config.distributed)
     _check_reads(config)
 
 
@@ -101,9 +102,27 @@ def _check_mesh(mesh) -> None:
     for axis, size in sizes.items():
         if size == 0:
             raise fail(f"mesh.{axis}", size, "1 and more, or -1 for the devices that the other axes leave")
-    if list(sizes.values()).count(-1) > 1:
-        last = [axis for axis, size in sizes.items() if size == -1][-1]
-        raise fail(f"mesh.{last}", -1, "1 and more, where another axis is -1: one of them can have the rest")
+    rest = [axis for axis, size in sizes.items() if size == -1]
+    if len(rest) > 1:
+        also = " and ".join(f"config.mesh.{axis}" for axis in rest[:-1])
+        allowed = f"1 and more while {also} is -1, too: one axis alone takes the devices that the others leave"
+        raise fail(f"mesh.{rest[-1]}", -1, f"{allowed}; set config.mesh.{rest[0]}=1 for it to be {rest[-1]}")
+
+
+def _check_distributed(distributed) -> None:
+    at, number, own = distributed.coordinator, distributed.num_processes, distributed.process_id
+    if at in ("", "auto"):
+        if number != 1 or own != 0:
+            key, value, allowed = ("num_processes", number, "1") if number != 1 else ("process_id", own, "0")
+            raise fail(
+                f"distributed.{key}", value, f"{allowed} without an address in config.distributed.coordinator ({at!r})"
+            )
+        return
+    host, _, port = at.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise fail("distributed.coordinator", at, "host:port, such as node1:1234, or auto, or empty")
+    if own >= number:
+        raise fail("distributed.process_id", own, f"0 to {number - 1}, below config.distributed.num_processes")
 
 
 def _check_decoder(model) -> None:

@@ -239,6 +239,19 @@ class Mesh:
 
 
 @options
+class Distributed:
+    """The processes of a job that trains on several machines."""
+
+    coordinator: str = option(
+        "",
+        "Where the first process listens, as in host:1234; auto, what jax finds in the environment; empty, the same "
+        "where srun, mpirun or a TPU slice has started several processes, else there is one.",
+    )
+    num_processes: int = option(1, "The processes of the job, where coordinator is an address.", 1, 1_000_000)
+    process_id: int = option(0, "The number of this one, from 0.", 0, 1_000_000)
+
+
+@options
 class Pretrain:
     """A dense run before the run, in WORKDIR/pretrain."""
 
@@ -257,6 +270,12 @@ class Distill:
     temperature: float = option(2.0, "The temperature of the soft targets.", 0, 1000, inclusive=False)
     weight: float = option(0.5, "The weight of the soft loss; that of the labels is 1 - weight.", 0, 1)
     hidden_weight: float = option(0.0, "The weight of the squared differences of the layers' outputs.", 0)
+    hidden_match: str = option(
+        "fixed",
+        "The layers whose outputs are compared: each of the student's with its own, or four of the teacher's with the "
+        "nearest of the student's each, through a trained linear map.",
+        choices=("fixed", "nearest"),
+    )
     attention_weight: float = option(0.0, "The weight of the squared differences of the attention scores.", 0)
 
 
@@ -325,6 +344,7 @@ FIXED: dict[str, type] = {
     "data": Data,
     "train": Train,
     "mesh": Mesh,
+    "distributed": Distributed,
     "pretrain": Pretrain,
     "distill": Distill,
     "pruning": Pruning,

@@ -30,6 +30,7 @@ REGISTRY: dict[str, Any] = {  # name: module with Options and create(**options) 
     "synflow": "prune_jax.methods.synflow",
     "l0": "prune_jax.methods.l0",
     "variational_dropout": "prune_jax.methods.variational_dropout",
+    "cofi": "prune_jax.methods.cofi",
 }
 
 

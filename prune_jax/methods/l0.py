@@ -51,17 +51,17 @@ def create(options: Options) -> Method:
     first = options.beta * math.log(options.start / (1 - options.start))
     shift = options.beta * math.log(options.stretch / (1 + options.stretch))
 
-    def init_trainable(params, gates):
+    def init_trainable(params, gates, plan):
         return {"log_alpha": jax.tree.map(lambda zero: zero + first, gates_lib.zeros(gates))}
 
-    def sample(kernels, gates, trainable, key):
+    def sample(kernels, gates, trainable, key, state):
         def drawn(w, gate, log_alpha, key):
             u = jax.random.uniform(key, w.shape, minval=1e-6, maxval=1 - 1e-6)
             return w * jnp.where(gate, concrete(log_alpha, u, options.beta, options.stretch), 0).astype(w.dtype)
 
         return jax.tree.map(drawn, kernels, gates, trainable["log_alpha"], trees.split_key(key, kernels))
 
-    def penalty(params, gates, trainable, step, hyper):
+    def penalty(params, gates, trainable, step, hyper, plan):
         expected = jax.tree.map(
             lambda gate, la: jnp.sum(jnp.where(gate, jax.nn.sigmoid(la - shift), 0)), gates, trainable["log_alpha"]
         )

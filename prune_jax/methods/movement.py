@@ -54,7 +54,7 @@ def create(options: Options) -> Method:
     sums = not soft and options.scores == "sum"
     tau_score = math.log(options.tau / (1 - options.tau))  # sigmoid(S) < tau where S < logit(tau)
 
-    def init_trainable(params, gates):
+    def init_trainable(params, gates, plan):
         return {"scores": gates_lib.zeros(gates)}
 
     def trained_part(gate, x):
@@ -67,7 +67,7 @@ def create(options: Options) -> Method:
             lambda gate, s: gate + trained_part(gate, s - jax.lax.stop_gradient(s)), gates, trainable["scores"]
         )
 
-    def penalty(params, gates, trainable, step, hyper):
+    def penalty(params, gates, trainable, step, hyper, plan):
         kept = jax.tree.map(lambda gate, s: jnp.sum(trained_part(gate, jax.nn.sigmoid(s))), gates, trainable["scores"])
         return options.penalty * sum(jax.tree.leaves(kept)) / gates_lib.count(gates)
 

@@ -35,7 +35,7 @@ def create(options: Options) -> Method:
       >>> # grads = jax.grad(lambda params: loss(pj.masked(params, state)))(params)
     """
 
-    def penalty(params, gates, trainable, step, hyper):
+    def penalty(params, gates, trainable, step, hyper, plan):
         kernels = gates_lib.kernels(params, gates)
         closed = jax.tree.map(lambda w, gate: jnp.sum(jnp.where(gate, 0, w).astype(jnp.float32) ** 2), kernels, gates)
         return options.decay / 2 * sum(jax.tree.leaves(closed))

@@ -100,10 +100,10 @@ def create(options: Options) -> Method:
         change(params, gates, lambda leaf: weights.append(leaf.reshape(-1).astype(jnp.float32)))
         return jnp.concatenate(weights)
 
-    def init_trainable(params, gates):
+    def init_trainable(params, gates, plan):
         return mixture_lib.init(cfg.components, cfg.pi0, cfg.learn_pi0, cfg.mean_range, cfg.deviation)
 
-    def penalty(params, gates, trainable, step, hyper):
+    def penalty(params, gates, trainable, step, hyper, plan):
         mixture = mixture_lib.from_leaves(trainable, cfg.pi0)
         cost = mixture_lib.nll(all_weights(params, gates), mixture)
         cost += mixture_lib.hyper_prior(mixture.gammas, zero, others)

@@ -55,17 +55,17 @@ def create(options: Options) -> Method:
       >>> # grads = jax.grad(lambda params: loss(pj.sampled(method, params, state)))(params)
     """
 
-    def init_trainable(params, gates):
+    def init_trainable(params, gates, plan):
         return {"log_variance": jax.tree.map(lambda zero: zero + options.log_variance, gates_lib.zeros(gates))}
 
-    def sample(kernels, gates, trainable, key):
+    def sample(kernels, gates, trainable, key, state):
         def drawn(w, gate, log_variance, key):
             noise = jnp.exp(log_variance / 2) * jax.random.normal(key, w.shape)
             return jnp.where(gate, w + noise.astype(w.dtype), jnp.zeros_like(w))
 
         return jax.tree.map(drawn, kernels, gates, trainable["log_variance"], trees.split_key(key, kernels))
 
-    def penalty(params, gates, trainable, step, hyper):
+    def penalty(params, gates, trainable, step, hyper, plan):
         each = jax.tree.map(
             lambda w, gate, v: jnp.sum(jnp.where(gate, divergence(log_alpha(w, v)), 0)),
             gates_lib.kernels(params, gates),

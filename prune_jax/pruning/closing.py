@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prune_jax.pruning import costs as costs_lib
 from prune_jax.pruning import distribution, select
 from prune_jax.pruning.part import Leaves, Part
 
@@ -22,11 +21,22 @@ def close(part: Part, scope: str, flat: Leaves, values: Leaves, target: jax.Arra
 
 
 def close_units(
-    part: Part, scope: str, flat: Leaves, opened: Leaves, means: Leaves, target: jax.Array, key: jax.Array
+    part: Part,
+    scope: str,
+    flat: Leaves,
+    opened: Leaves,
+    means: Leaves,
+    target: jax.Array,
+    key: jax.Array,
+    per_cost: bool = True,
 ) -> Leaves:
-    """As `close`, of units: opened, whether each is open; means, the mean score of each."""
+    """As `close`, of units: opened, whether each is open; means, the mean score of each.
+
+    Args:
+      per_cost: whether groups that are ranked together go by score per saved cost; else by the scores as they are.
+    """
     if part.structure.kind == "groups" and scope == "global" and (part.costs or len(part.groups) > 1):
-        left = _close_by_cost(part, flat, opened, means, target, key)
+        left = _close_by_cost(part, flat, opened, means, target, key, per_cost)
     else:
         sets = _sets(part, scope, list(opened))
         if scope == "erk" and part.structure.kind != "groups":
@@ -67,16 +77,15 @@ def _wanted(gates: Sequence[jax.Array], targets: Sequence[jax.Array], sets: Sequ
 
 
 def _close_by_cost(
-    part: Part, flat: Leaves, opened: Leaves, means: Leaves, target: jax.Array, key: jax.Array
+    part: Part, flat: Leaves, opened: Leaves, means: Leaves, target: jax.Array, key: jax.Array, per_cost: bool
 ) -> Leaves:
-    """Closes the units of lowest score per saved cost until the saved share of the cost is nearest to the target."""
+    """Closes the units of lowest score (per saved cost) until the saved share of the cost is nearest to the target."""
     sizes = part.sizes(flat)
     counts = {name: leaf.size for name, leaf in opened.items()}
-    shapes = {name: flat[name].shape for name in part.names}
-    cost = part.costs or costs_lib.of_weights(part.groups, shapes)
+    cost = part.cost(flat)
     saves = cost.per_unit(counts)
     flags = jnp.concatenate(list(opened.values()))
-    score = jnp.concatenate([means[name] * (sizes[name] / saves[name]) for name in opened])
+    score = jnp.concatenate([means[name] * (sizes[name] / saves[name] if per_cost else 1.0) for name in opened])
     order = jnp.lexsort((jax.random.uniform(key, score.shape), score, ~flags))  # units are few: a sort costs nothing
     member = np.concatenate([np.full(n, i, np.int32) for i, n in enumerate(counts.values())])
     gone = jnp.where(flags[order, None], jax.nn.one_hot(jnp.asarray(member)[order], len(counts)), 0)

@@ -27,7 +27,7 @@ class StepInfo(NamedTuple):
         an entry that is not finite in a user's own loop: those are 0.
       params_before, params: the weights before and after the step.
       gates: the gates during the step.
-      hyper: the arrays that the method's `hyper` named, and what the training adds to them.
+      hyper: the arrays that the method's `hyper` named, and what the training adds to them, such as `target`.
       loss: (params, gates) -> () float32, the loss of the step's batch without dropout; None where nobody gave one.
       plan: what closes together.
     """
@@ -75,10 +75,6 @@ class Pruned(NamedTuple):
     params: Tree | None = None
 
 
-def _nothing(params: Tree, gates: Tree) -> dict:
-    return {}
-
-
 def _no_state(params: Tree, gates: Tree, plan: Plan) -> dict:
     return {}
 
@@ -87,7 +83,7 @@ def _same_gates(gates: Tree, trainable: Tree) -> Tree:
     return gates
 
 
-def _no_penalty(params: Tree, gates: Tree, trainable: Tree, step: jax.Array, hyper: Mapping) -> jax.Array:
+def _no_penalty(params: Tree, gates: Tree, trainable: Tree, step: jax.Array, hyper: Mapping, plan: Plan) -> jax.Array:
     return jnp.float32(0)
 
 
@@ -112,17 +108,19 @@ class Method(NamedTuple):
       trains_closed: whether they are trained, too, by the gradient that they would have if they were open; asks for
         alive. Else they stand still.
       resets_moments: whether the optimizer's moments of weights whose gates reopen start again at 0.
-      hyper: numbers that enter the step as arrays, so that changing one does not recompile.
+      hyper: numbers that enter the step as arrays, so that changing one does not recompile. `target` is filled in by
+        the training: the closed fraction that the schedule asks for at the step.
       rates: the learning rate of each label of trainable leaves; the label "weights" is the network's own.
       plain: the labels of rates whose leaves take plain gradient steps. Adam's are taken by the others.
       init: (params, gates, plan) -> state, the method's own pytree of arrays.
-      init_trainable: (params, gates) -> dict of label -> tree; leaves that are trained at rates[label].
+      init_trainable: (params, gates, plan) -> dict of label -> tree; leaves that are trained at rates[label].
       training_gates: (gates, trainable) -> the gates of the training forward pass.
-      sample: (kernels, gates, trainable, key) -> kernels as the training forward pass sees them, in the place of
-        training_gates, whose gradient reaches kernels and trainable; kernels is a tree like gates, key another one at
-        each step. None where nothing is drawn. A user's own loop takes its loss at prune_jax.sampled.
-      penalty: (params, gates, trainable, step, hyper) -> () float32, added to the training loss; step is () int32, the
-        steps taken before this one.
+      sample: (kernels, gates, trainable, key, state) -> kernels as the training forward pass sees them, in the place
+        of training_gates, whose gradient reaches kernels and trainable; kernels is a tree like gates, key another one
+        at each step, state the method's own, which can hold as arrays what `init` read of the plan. None where nothing
+        is drawn. A user's own loop takes its loss at prune_jax.sampled.
+      penalty: (params, gates, trainable, step, hyper, plan) -> () float32, added to the training loss; step is ()
+        int32, the steps taken before this one.
       after_step: (StepInfo, state) -> state; None where there is nothing to do.
       explores: whether after_step asks for StepInfo.loss.
       flow: whether that is the sum of the network's outputs for an input of ones, in the place of the loss.
@@ -149,10 +147,10 @@ class Method(NamedTuple):
     rates: Mapping[str, float] = MappingProxyType({})
     plain: tuple[str, ...] = ()
     init: Callable[[Tree, Tree, Plan], Tree] = _no_state
-    init_trainable: Callable[[Tree, Tree], dict] = _nothing
+    init_trainable: Callable[[Tree, Tree, Plan], dict] = _no_state
     training_gates: Callable[[Tree, Tree], Tree] = _same_gates
-    sample: Callable[[Tree, Tree, Tree, jax.Array], Tree] | None = None
-    penalty: Callable[[Tree, Tree, Tree, jax.Array, Mapping], jax.Array] = _no_penalty
+    sample: Callable[[Tree, Tree, Tree, jax.Array, Tree], Tree] | None = None
+    penalty: Callable[[Tree, Tree, Tree, jax.Array, Mapping, Plan], jax.Array] = _no_penalty
     after_step: Callable[[StepInfo, Tree], Tree] | None = None
     explores: bool = False
     flow: bool = False

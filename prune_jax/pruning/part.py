@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prune_jax.pruning import costs as costs_lib
 from prune_jax.pruning import structure as structure_lib
 from prune_jax.pruning.costs import Costs
 from prune_jax.pruning.structure import Group, Member, Structure
@@ -82,6 +83,10 @@ class Part(NamedTuple):
         for member in (member for group in self.groups for member in group.members):
             spared[member.name][member.axis] &= member.units < 0
         return sum(math.prod(shapes[name]) - math.prod(int(axis.sum()) for axis in spared[name]) for name in self.names)
+
+    def cost(self, flat: Mapping[str, jax.Array]) -> Costs:
+        """What a target counts where the groups are ranked together: the costs given, or the weights of the groups."""
+        return self.costs or costs_lib.of_weights(self.groups, {name: flat[name].shape for name in self.names})
 
     def pooled(self, gates: Leaves, scores: Leaves) -> tuple[Leaves, Leaves]:
         """(whether each unit is open, the mean score of each)."""

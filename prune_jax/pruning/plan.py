@@ -110,6 +110,24 @@ class Plan(NamedTuple):
             flat |= closing.close(part, self.scope, flat, values, part.goal(target), own)
         return trees.replaced(gates, flat)
 
+    def opened(self, gates: Tree) -> dict[str, jax.Array]:
+        """Whether each unit is open, by group or kernel; a gate by itself is its own unit."""
+        flat = trees.by_name(gates)
+        return {name: total > 0 for part in self.parts for name, total in part.totals(flat).items()}
+
+    def close_units(self, gates: Tree, scores: Leaves, target: jax.Array | float, key: jax.Array) -> Tree:
+        """As `close`, by a score of each unit as `opened` has them, which is not compared by what the unit saves."""
+        flat, units = trees.by_name(gates), self.opened(gates)
+        new: Leaves = {}
+        for i, part in enumerate(self.parts):
+            own, goal = key if i == 0 else jax.random.fold_in(key, i), part.goal(target)
+            if part.structure.kind == "n:m":
+                new |= closing.close(part, self.scope, flat, scores, goal, own)
+            elif part.names:
+                opened = {name: units[name] for name in part.sizes(flat)}
+                new |= closing.close_units(part, self.scope, flat, opened, scores, goal, own, per_cost=False)
+        return trees.replaced(gates, new)
+
     def below(self, gates: Tree, scores: Tree, threshold: float) -> jax.Array:
         """() float32: the closed fraction of what the plan covers if every open unit scored below it closed."""
         flat, values = trees.by_name(gates), trees.by_name(scores)

@@ -123,7 +123,7 @@ def masked(params: Tree, state: Any) -> Tree:
 
 
 def sampled(method: Method, params: Tree, state: Any) -> Tree:
-    """params as the training step sees them under a method that draws its gates or weights: l0, variational_dropout.
+    """params as the training step sees them under a method that draws its gates or weights: l0, cofi.
 
     The loss of a step is taken here; each step has another sample. Its gradient passes straight through to params, and
     prune's update brings it to the weights and to what the method learns. For any other method it is `masked`.
@@ -146,7 +146,8 @@ def sampled(method: Method, params: Tree, state: Any) -> Tree:
     if set(pruned.trainable) != set(method.rates):
         raise ValueError(f"method is {method.name}; allowed: the one that the state is of, as it was given to pj.prune")
     kernels = gates_lib.kernels(params, pruned.gates)
-    drawn = method.sample(kernels, pruned.gates, pruned.trainable, sampling_key(pruned.key, pruned.step))
+    key = sampling_key(pruned.key, pruned.step)
+    drawn = method.sample(kernels, pruned.gates, pruned.trainable, key, pruned.method)
     # The value is the sample's; the gradient passes straight through.
     through = jax.tree.map(lambda w, s: w + jax.lax.stop_gradient(s - w), kernels, drawn)
     return trees.replaced(params, trees.by_name(through))
@@ -177,7 +178,7 @@ def finish(method: Method, params: Tree, state: Any) -> tuple[Tree, Tree]:
     pruned = _state_of(state)
     if method.end_run is None:
         return gates_lib.masked(params, pruned.gates), pruned.gates
-    if set(pruned.trainable) != set(jax.eval_shape(lambda: method.init_trainable(params, pruned.gates))):
+    if set(pruned.trainable) != set(method.rates):
         raise ValueError(f"method is {method.name}; allowed: the one that was trained, as it was given to pj.prune")
     new_params, new_gates, _, _ = method.end_run(params, pruned.gates, pruned.trainable, pruned.method)
     return new_params, new_gates

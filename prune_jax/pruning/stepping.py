@@ -65,6 +65,7 @@ class Step:
       state: of the steps before.
       params: the weights before the step.
       plan: what closes together.
+      target: () float32, the closed fraction that the schedule asks for once the step is taken.
       key: a PRNG key that is the same at every step.
       value_fn: params -> the loss of the batch without dropout, or None.
       extra: further arguments of the wrapped optimizer's update.
@@ -77,6 +78,7 @@ class Step:
     state: PruneState
     params: Tree
     plan: Plan
+    target: jax.Array
     key: jax.Array
     value_fn: Loss | None
     extra: Mapping[str, Any]
@@ -84,18 +86,18 @@ class Step:
     def taken(self, was_open: Tree) -> Stepped:
         """The step with these gates."""
         method, state, params = self.method, self.state, self.params
-        hyper = {name: jnp.float32(value) for name, value in method.hyper.items()}
+        hyper = {name: jnp.float32(value) for name, value in method.hyper.items()} | {"target": self.target}
         grads = self.grads if method.trains_closed else _kept(self.grads, was_open)
         # One NaN of a step that the optimizer skips would stay in a method's scores for good.
         finite, seen = _finite(grads), _finite(self.grads)
         pull = None
         if method.sample is not None:
-            pull = _pulled(method, params, was_open, state.trainable, sampling_key(state.key, state.step))
+            pull = _pulled(method, params, was_open, state)
             of_kernels, _ = pull(gates_lib.kernels(self.grads, was_open))
             grads = trees.replaced(self.grads, trees.by_name(of_kernels))
         trainable, trainable_state = state.trainable, state.trainable_state
         if method.has_penalty:
-            prior = jax.grad(lambda p, t: method.penalty(p, was_open, t, state.step, hyper), (0, 1))
+            prior = jax.grad(lambda p, t: method.penalty(p, was_open, t, state.step, hyper, self.plan), (0, 1))
             of_params, of_trainable = prior(params, trainable)
             grads = jax.tree.map(jnp.add, grads, of_params)
         else:
@@ -144,12 +146,13 @@ def sampling_key(words: jax.Array, step: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.wrap_key_data(words, impl=impl), 3), step)
 
 
-def _pulled(method: Method, params: Tree, gates: Tree, trainable: Tree, key: jax.Array) -> Callable:
+def _pulled(method: Method, params: Tree, gates: Tree, state: PruneState) -> Callable:
     """(gradient with respect to the sampled kernels) -> (that of the kernels, that of the method's leaves)."""
+    key = sampling_key(state.key, state.step)
     sampled, pull = jax.vjp(
-        lambda kernels, own: method.sample(kernels, gates, own, key),  # type: ignore[misc]
+        lambda kernels, own: method.sample(kernels, gates, own, key, state.method),  # type: ignore[misc]
         gates_lib.kernels(params, gates),
-        trainable,
+        state.trainable,
     )
     return lambda grads: pull(jax.tree.map(lambda g, like: g.astype(like.dtype), grads, sampled))
 

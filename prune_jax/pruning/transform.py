@@ -156,7 +156,7 @@ class _Pruning:
         gates = arguments.gates_for(params, self.rules, self.chosen)
         plan = self.plan(gates, params)
         self._say_reach(plan.reach(gates))
-        trainable = self.method.init_trainable(params, gates)
+        trainable = self.method.init_trainable(params, gates, plan)
         return PruneState(
             step=jnp.int32(0),
             key=jnp.copy(jax.random.key_data(self.key)),  # the state may be donated, and the seed is the caller's
@@ -190,6 +190,7 @@ class _Pruning:
             state=state,
             params=params,
             plan=self.plan(state.gates, params),
+            target=jnp.asarray(self.timing.target(state.step + 1), jnp.float32),
             key=jax.random.wrap_key_data(state.key, impl=self.key_impl),
             value_fn=value_fn,
             extra=extra if value_fn is None else {**extra, "value_fn": value_fn},

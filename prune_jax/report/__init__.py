@@ -3,12 +3,23 @@
 from pathlib import Path
 
 from prune_jax.report import mixture, plots
-from prune_jax.report.console import Console
-from prune_jax.report.metrics import MetricsWriter, read_layers, read_metrics
+from prune_jax.report.console import Console, Silence
+from prune_jax.report.metrics import MetricsWriter, NoWriter, read_layers, read_metrics
 from prune_jax.report.records import read_records, write_record
 from prune_jax.report.sinks import RunInfo
 
-__all__ = ["Console", "MetricsWriter", "RunInfo", "draw", "read_layers", "read_metrics", "read_records", "write_record"]
+__all__ = [
+    "Console",
+    "MetricsWriter",
+    "NoWriter",
+    "RunInfo",
+    "Silence",
+    "draw",
+    "read_layers",
+    "read_metrics",
+    "read_records",
+    "write_record",
+]
 
 
 def draw(workdir, summary: dict) -> list[Path]:

@@ -64,6 +64,18 @@ class Console:
                 file.write(text)
 
 
+class Silence(Console):
+    """The console of a process that is not the one to speak for its job."""
+
+    is_terminal = False
+
+    def attach(self, workdir) -> None:
+        """Does nothing."""
+
+    def log(self, message: str) -> None:
+        """Does nothing."""
+
+
 def duration(seconds: float) -> str:
     """Seconds in the two largest units, such as '1 h 05 min' or '42 s'.
 

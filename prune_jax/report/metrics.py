@@ -169,6 +169,22 @@ class MetricsWriter:
         return list(self._problems.values())
 
 
+class NoWriter:
+    """A MetricsWriter's stand-in in a process that is not the one to write for its job."""
+
+    lost: tuple[str, ...] = ()
+
+    def write(self, row: dict) -> None:
+        """Does nothing."""
+
+    def write_layers(self, epoch: int, sparsity: dict[str, float]) -> None:
+        """Does nothing."""
+
+    def close(self) -> list[str]:
+        """Does nothing."""
+        return []
+
+
 def _read(path: Path) -> list[dict[str, str]]:
     """The rows as text. A last line that was cut off in the writing is left out."""
     try:

@@ -22,6 +22,7 @@ import numpy as np
 
 from prune_jax.errors import UserError, first_line
 from prune_jax.pruning import trees
+from prune_jax.run import processes
 
 Tree = Any
 
@@ -236,8 +237,11 @@ def _newest_sound(folder: Path, numbers: list[int], read: Callable[[Path], Any])
 
 
 def _hash(leaf) -> int:
-    """CRC-32 of an array's bytes: enough against what disks and copies do, at a fraction of their time."""
-    return zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+    """CRC-32 of an array's bytes: enough against what disks and copies do, at a fraction of their time.
+
+    Of the whole array, however it is split, so that it can be read on any mesh.
+    """
+    return zlib.crc32(np.ascontiguousarray(processes.readable(leaf)).reshape(-1).view(np.uint8))
 
 
 def _record_hash(record: dict) -> int:

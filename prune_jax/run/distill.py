@@ -13,6 +13,11 @@ scores before the softmax (Jiao et al., 2020, arXiv:1909.10351, without its proj
 the same). The teacher has as many layers as the student, or k times as many: student layer i learns from teacher layer
 k * (i + 1) - 1. Both need the teacher in the step, where its weights are an argument.
 
+With `hidden_match=nearest` it is four of the teacher's layers, evenly spaced, that each teach the student's layer whose
+output, through one linear map, is nearest on the batch (Xia et al., 2022, arXiv:2204.00408, section 3.2): pruning
+decides which layer does whose work. The map starts as the identity, is trained with the weights, and belongs to the
+method's leaves. A closed layer passes its input on, so it stands for the layer before it.
+
 What SPT explores stays the hard loss.
 """
 
@@ -33,7 +38,8 @@ from prune_jax.data.glue import LANGUAGE, task_of
 from prune_jax.errors import UserError
 from prune_jax.export import decoder, hf
 from prune_jax.pruning import trees
-from prune_jax.run import evaluate, fitting, initial
+from prune_jax.pruning.method import Method
+from prune_jax.run import evaluate, fitting, initial, mesh, processes
 from prune_jax.run import folder as runs
 from prune_jax.run import state as state_lib
 
@@ -171,7 +177,8 @@ def _check_layers(config, model) -> None:
         theirs = getattr(model.cfg, name)
         if theirs != student[name]:
             raise _fail(config, f"config.distill.{key} needs the same {name}: {theirs} there, {student[name]} here")
-        if model.cfg.num_layers % student.num_layers:
+        free = key == "hidden_weight" and cfg.hidden_match == "nearest"
+        if model.cfg.num_layers % student.num_layers and not free:
             layers = f"{model.cfg.num_layers} there, {student.num_layers} here"
             raise _fail(config, f"config.distill.{key} needs as many layers, or a multiple: {layers}")
         if key == "attention_weight" and (getattr(model.cfg, "layer_heads", ()) or student.layer_heads):
@@ -191,21 +198,26 @@ def _fingerprint(teacher: Teacher, split) -> str:
     return digest.hexdigest()
 
 
-def teach(teacher: Teacher, config, dataset, sharding=None) -> tuple[Any, str]:
-    """(the dataset with a Taught training split, a line that says how good the teacher is there)."""
+def teach(teacher: Teacher, config, dataset, layout: mesh.Layout | None = None) -> tuple[Any, str]:
+    """(the dataset with a Taught training split, a line that says how good the teacher is there).
+
+    Args:
+      layout: of the run; None, the config's.
+    """
     split, task = dataset.train, dataset.task
     if hasattr(teacher.model, "scored"):  # its logits are too many to keep
         return dataset, f"teacher   {config.distill.teacher}: asked in each step"
     path = cache.folder(config.data.cache_dir) / "teacher" / f"{_fingerprint(teacher, split)}.npz"
     logits = (cache.read(path) or {}).get("logits")
     how = "from the cache" if logits is not None else "computed"
-    if logits is None:
-        variables = jax.device_put(teacher.variables)
-        step = jax.jit(state_lib.make_eval_step(teacher.model))
+    if not processes.in_all(logits is not None):
+        layout = layout or mesh.create(config)
+        variables = layout.put(teacher.variables, teacher.model)
+        step = jax.jit(state_lib.make_eval_step(teacher.model), out_shardings=layout.whole)
         eval_step = functools.partial(step, variables["params"], variables.get("gates", {}))
         size = evaluate.step_size(config.train.eval_batch_size, len(split))
         batches = batching.eval_batches(split, size, dataset.buckets)
-        logits, _ = evaluate.outputs(eval_step, task, split, batches, sharding)
+        logits, _ = evaluate.outputs(eval_step, task, split, batches, layout.rows)
         cache.write(path, {"logits": logits})
     name = task.metrics[0]
     score = evaluate.metrics(task, logits, split.labels)[name]
@@ -240,18 +252,44 @@ def _mean_square(ours: list[jax.Array], theirs: list[jax.Array], mask: jax.Array
     return total / jnp.maximum(len(ours) * jnp.sum(jnp.broadcast_to(mask, ours[0].shape)), 1)
 
 
+def _nearest(ours: list[jax.Array], theirs: list[jax.Array], mask: jax.Array, matrix: jax.Array) -> jax.Array:
+    """The mean over four teacher layers of the least mean squared difference to an output of the student's, mapped.
+
+    Args:
+      ours, theirs: (batch, length, width) of each layer; mask: (batch, length, 1); matrix: (width, width) float32.
+    """
+    count = min(4, len(theirs))
+    taught = [theirs[-(-(i + 1) * len(theirs) // count) - 1] for i in range(count)]
+    mapped = [h.astype(jnp.float32) @ matrix for h in ours]
+    return sum(jnp.min(jnp.stack([_mean_square([h], [t], mask) for h in mapped])) for t in taught) / count
+
+
+def mapped(method: Method, config) -> Method:
+    """The method with the leaf that config.distill trains: the linear map of the student's outputs, where asked for."""
+    cfg = config.distill
+    if not (cfg.teacher and cfg.hidden_weight and cfg.hidden_match == "nearest"):
+        return method
+
+    def init_trainable(params, gates, plan):
+        return {**method.init_trainable(params, gates, plan), state_lib.MAP: jnp.eye(config.model.d_model)}
+
+    rates = {**method.rates, state_lib.MAP: config.train.learning_rate}
+    return method._replace(init_trainable=init_trainable, rates=rates)
+
+
 def training_loss(cfg, teacher: Teacher, smoothing: float = 0.0) -> Callable:
     """The loss in the place of state.batch_loss for a training step, of config.distill.
 
-    (model, params, gates, batch, dropout_key, variables of the teacher or None) -> () float32; the batch has
-    teacher_logits, and the variables are read only where is_asked(cfg, model). A decoder's batch has no such logits:
-    the teacher makes them in the step, and its soft loss is the mean over the tokens that are scored.
+    (model, params, gates, batch, dropout_key, variables of the teacher or None, the linear map of `mapped` or None) ->
+    () float32; the batch has teacher_logits, and the variables are read only where is_asked(cfg, model). A decoder's
+    batch has no such logits: the teacher makes them in the step, and its soft loss is the mean over the tokens that are
+    scored.
 
     Args:
       smoothing: of the labels; the teacher's targets stay.
     """
 
-    def loss(model, params, gates, batch, dropout_key, variables):
+    def loss(model, params, gates, batch, dropout_key, variables, matrix=None):
         weights = batch["weights"]
         capture = in_step(cfg)
         saved = state_lib.apply(model, params, gates, batch, dropout_key, capture)
@@ -276,7 +314,9 @@ def training_loss(cfg, teacher: Teacher, smoothing: float = 0.0) -> Callable:
             _, taught = state_lib.apply(teacher.model, *of)
         tokens = batch["token_weights" if asked else "attention_mask"] * weights[:, None]
         if cfg.hidden_weight:
-            total += cfg.hidden_weight * _mean_square(layers["hidden"], taught["hidden"], tokens[:, :, None])
+            outputs = layers["hidden"], taught["hidden"], tokens[:, :, None]
+            near = cfg.hidden_match == "nearest"
+            total += cfg.hidden_weight * (_nearest(*outputs, matrix) if near else _mean_square(*outputs))
         if cfg.attention_weight:
             pairs = tokens[:, None, :, None] * tokens[:, None, None, :]
             total += cfg.attention_weight * _mean_square(layers["attention"], taught["attention"], pairs)

@@ -9,6 +9,7 @@ import numpy as np
 from prune_jax.data import batching
 from prune_jax.errors import UserError
 from prune_jax.pruning import trees
+from prune_jax.run import processes
 
 
 def _accuracy(predicted, labels):
@@ -110,7 +111,7 @@ def outputs(eval_step: Callable, task, split, batches, sharding=None) -> tuple[n
     losses = np.zeros(len(split))
     pending = None
     for rows, batch in batches:
-        outcome = eval_step(jax.device_put(batch, sharding))
+        outcome = eval_step(processes.put(batch, sharding))
         if pending is not None:  # read a batch once the next one is under way
             _store(*pending, logits, losses)
         pending = rows, outcome

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prune_jax.errors import UserError
 from prune_jax.pruning import trees
+from prune_jax.run import processes
 
 Tree = Any
 
@@ -94,7 +95,7 @@ class Layout(NamedTuple):
 
     def put(self, variables: Tree, model: Any) -> Tree:
         """The variables of a network that is not trained, {"params": .., "gates": ..}, whole over fsdp."""
-        return jax.device_put(variables, self.of(variables, model, variables["params"], gathered=True))
+        return processes.put(variables, self.of(variables, model, variables["params"], gathered=True))
 
     def _spec(self, shape: tuple[int, ...], split: tuple[int, int] | None, fsdp: int) -> PartitionSpec:
         """split: (the axis that tensor splits, the units along it)."""

@@ -9,14 +9,14 @@ from prune_jax import methods, models
 from prune_jax.errors import UserError
 from prune_jax.models import units
 from prune_jax.pruning.method import Method
-from prune_jax.run import fitting, initial, inputs
+from prune_jax.run import distill, fitting, initial, inputs
 from prune_jax.run import state as state_lib
 
 
 def made(config, dataset, method_of: Callable[..., Method] = methods.from_config) -> tuple:
     """(the model, the method, the plan) of a resolved config. UserError where they do not fit each other."""
     model = models.create(config, dataset.task, config.model.vocab_size or dataset.vocab_size)
-    method, structure = method_of(config), config_lib.structure(config)
+    method, structure = distill.mapped(method_of(config), config), config_lib.structure(config)
     try:
         gates = units.gate_shapes(model, structure)
         plan = state_lib.make_plan(model, gates, structure, config.pruning.scope)

@@ -18,6 +18,7 @@ from prune_jax.pruning.plan import Plan
 
 Tree = Any
 Batch = dict[str, jax.Array]
+MAP = "distill_map"  # the label of a method's leaf that the training loss reads (prune_jax.run.distill)
 
 
 @flax.struct.dataclass
@@ -126,7 +127,7 @@ def init_state(model, method: Method, optimizer, plan: Plan, key: jax.Array) -> 
     params, gates = variables["params"], trees.by_name(variables["gates"])
     added = {name: leaf for name, leaf in trees.by_name(params).items() if plan.covers(name)}
     gates = trees.nested({name: jnp.ones_like(leaf, bool) for name, leaf in added.items()} | gates, "/")
-    trainable = method.init_trainable(params, gates)
+    trainable = method.init_trainable(params, gates, plan)
     return TrainState(
         step=jnp.int32(0),
         params=params,
@@ -153,8 +154,9 @@ def make_train_step(
     The loss is () float32, the batch's training loss with its penalty.
 
     Args:
-      training_loss: (model, params, gates, batch, dropout_key, teacher) -> () float32 in the place of batch_loss, with
-        a teacher's variables or None (prune_jax.run.distill). What a method explores stays batch_loss.
+      training_loss: (model, params, gates, batch, dropout_key, teacher, map) -> () float32 in the place of batch_loss,
+        with a teacher's variables or None, and the leaf MAP or None (prune_jax.run.distill). What a method explores
+        stays batch_loss.
       parts: in which the batch is computed (in_parts), each with its own dropout; exploration, too.
       smoothing: of the labels, in the place of training_loss.
       gather: puts together params that are split over devices, where the network uses them (mesh.Layout.gather).
@@ -164,19 +166,23 @@ def make_train_step(
         dropout_key = jax.random.fold_in(jax.random.fold_in(state.key, 0), state.step)
         leaves = {"params": state.params, "method": state.method["trainable"]}
 
-        def seen(leaves):
+        def network(leaves):
             if method.sample is not None:
                 key = jax.random.fold_in(jax.random.fold_in(state.key, 3), state.step)
                 kernels = gates_lib.kernels(leaves["params"], state.gates)
-                drawn = method.sample(kernels, state.gates, leaves["method"], key)
+                drawn = method.sample(kernels, state.gates, leaves["method"], key, state.method["state"])
                 return trees.replaced(leaves["params"], trees.by_name(drawn))
             return gates_lib.masked(leaves["params"], method.training_gates(state.gates, leaves["method"]))
 
-        def loss_fn(params, batch, key):
+        def seen(leaves):
+            return network(leaves), leaves["method"].get(MAP)
+
+        def loss_fn(seen, batch, key):
+            params, matrix = seen
             params = gather(params) if gather else params
             if training_loss is None:
                 return batch_loss(model, params, {}, batch, key, smoothing)
-            return training_loss(model, params, {}, batch, key, teacher)
+            return training_loss(model, params, {}, batch, key, teacher, matrix)
 
         def of_part(rows, number):
             key = dropout_key if parts == 1 else jax.random.fold_in(dropout_key, number)
@@ -191,14 +197,14 @@ def make_train_step(
 
         # In two parts: the gradient with respect to what the network sees is the one that closed gates would have.
         weights, pull = jax.vjp(seen, leaves)
-        loss, gate_grads = in_parts(of_part, batch, parts)
-        (grads,) = pull(gate_grads)
+        loss, of_seen = in_parts(of_part, batch, parts)
+        (grads,), gate_grads = pull(of_seen), of_seen[0]
         if method.trains_closed:
             grads = {**grads, "params": gate_grads}
         if method.has_penalty:
 
             def penalty_fn(leaves):
-                return method.penalty(leaves["params"], state.gates, leaves["method"], state.step, hyper)
+                return method.penalty(leaves["params"], state.gates, leaves["method"], state.step, hyper, plan)
 
             penalty, of_penalty = jax.value_and_grad(penalty_fn)(leaves)
             loss, grads = loss + penalty, jax.tree.map(jnp.add, grads, of_penalty)

@@ -30,12 +30,13 @@ def parameter_overview(params, gates) -> list[str]:
 def describe(config, dataset, schedule, steps_per_epoch, epochs) -> list[str]:
     p, t = config.pruning, config.train
     devices = jax.devices()
+    over = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     cut = f" ({t.max_steps} in all)" if t.max_steps and t.max_steps < t.epochs * steps_per_epoch else ""
     lines = [
         f"data      {dataset.description}",
         f"training  {epochs} epochs of {steps_per_epoch} steps{cut}, batch {t.batch_size}, learning rate "
         f"{t.learning_rate:g} ({t.lr_schedule}), {config.model.dtype}, seed {t.seed}, on {len(devices)} x "
-        f"{devices[0].device_kind}",
+        f"{devices[0].device_kind}{over}",
     ]
     if methods.scheduled(p.method):
         targets = " ".join(f"{100 * schedule(epoch):g}" for epoch in range(1, epochs + 1))

@@ -22,7 +22,7 @@ from prune_jax.data import batching
 from prune_jax.errors import Collapsed, Diverged, Stopped
 from prune_jax.pruning import gates as gates_lib
 from prune_jax.pruning.method import Method
-from prune_jax.run import checkpoint, continuing, distill, evaluate, inputs, mesh, oneshot, optim, telling
+from prune_jax.run import checkpoint, continuing, distill, evaluate, inputs, mesh, oneshot, optim, processes, telling
 from prune_jax.run import cost as cost_lib
 from prune_jax.run import network as network_lib
 from prune_jax.run import state as state_lib
@@ -91,13 +91,15 @@ class _Loop:
         else:
             self.state, self.progress = jax.jit(init, out_shardings=at)(key), dict(_START)
             if start is not None:
-                params, gates = start.into(self.state.params, self.state.gates)
+                params, gates = start.into(*processes.readable((self.state.params, self.state.gates)))
                 self.state = self.state.replace(**self.placed({"params": params, "gates": gates}))
                 console.log(start.line)
         resume_epoch = self.progress["epoch"] if resuming else None
         saved = config_lib.leaves(config_lib.to_json(config))
         info = report.RunInfo(config.report.project, config.report.mlflow_uri, saved)
-        self.writer = report.MetricsWriter(workdir, resume_epoch, config.report.sinks, info)
+        self.writer: report.MetricsWriter | report.NoWriter = report.NoWriter()
+        if processes.first():
+            self.writer = report.MetricsWriter(workdir, resume_epoch, config.report.sinks, info)
         for line in self.writer.lost:
             console.log(f"warning: {line}")
 
@@ -123,12 +125,15 @@ class _Loop:
 
     def record(self, name: str, params, gates) -> None:
         """Keeps what the method wants to be drawn of a network: an epoch's, by its number, or the quantised one."""
-        if self.method.record is not None:
-            report.write_record(self.workdir, name, self.method.record(params, gates, self.state.method["trainable"]))
+        if self.method.record is None:
+            return
+        network = processes.readable((params, gates, self.state.method["trainable"]))
+        if processes.first():
+            report.write_record(self.workdir, name, self.method.record(*network))
 
     def placed(self, network: dict) -> dict:
         """{"params", "gates"} where the state has them."""
-        return jax.device_put(network, {name: getattr(self.shardings, name) for name in network})
+        return processes.put(processes.same(network), {name: getattr(self.shardings, name) for name in network})
 
     def rates(self, step: int) -> dict[str, np.float32]:
         """The learning rates of a step, by label; a method's rates follow the same schedule as the weights' own."""
@@ -190,11 +195,14 @@ class _Loop:
 
     def prune_at_once(self) -> None:
         """Prunes without training, before the first step: config.oneshot. It starts anew if it is cut short."""
+        params, gates = processes.readable((self.state.params, self.state.gates))
+        state = self.state.replace(params=params, gates=gates)
         params, gates, entry, row = oneshot.begin(
-            self.config, self.model, self.plan, self.state, self.dataset, self.evaluate, self.console.log
+            self.config, self.model, self.plan, state, self.dataset, self.evaluate, self.console.log
         )
         network = self.placed({"params": params, "gates": gates})
-        files.write_json(self.workdir / "oneshot.json", entry)
+        if processes.first():
+            files.write_json(self.workdir / "oneshot.json", entry)
         self.progress["oneshot"] = {key: value for key, value in entry.items() if key != "layers"}
         if self.sparsity == 0:
             self.progress["dense_metric"] = entry["metric_before"]
@@ -207,7 +215,7 @@ class _Loop:
             self.checkpoints.save_best(0, self.state, self.progress)
         self.save()
 
-    def train_epoch(self, stop_requests: list[int]) -> None:
+    def train_epoch(self, requests: processes.Requests) -> None:
         """The steps of an epoch that are still to be taken."""
         config, data, progress, epoch = self.config, self.dataset, self.progress, self.progress["epoch"]
         every, extra = self.method.every, config.train.checkpoint_every
@@ -223,23 +231,25 @@ class _Loop:
             for batch in itertools.islice(batches, steps - progress["batch"]):
                 step = epoch * self.steps_per_epoch + progress["batch"]
                 self.tell_compiling(batch)
-                batch = jax.device_put(batch, self.layout.rows)
-                self.state, loss = self.train_step(self.state, batch, self.rates(step), self.hyper, self.teacher)
+                batch = processes.put(batch, self.layout.rows)
+                now = before + (target - before) * (progress["batch"] + 1) / self.steps_per_epoch
+                hyper = {**self.hyper, "target": np.float32(now)}
+                self.state, loss = self.train_step(self.state, batch, self.rates(step), hyper, self.teacher)
                 step += 1
                 progress["batch"] += 1
                 self.settle(pending, bar)
                 pending = (step, loss)
                 if every and step % every == 0:
-                    now = before + (target - before) * progress["batch"] / self.steps_per_epoch
                     self.become(self.pruned(now, exact=False)[0])
                 unfinished = progress["batch"] < steps  # else finish_epoch saves this step
-                if unfinished and (stop_requests or (extra and step % extra == 0)):
+                stop = requests.heard()
+                if unfinished and (stop or (extra and step % extra == 0)):
                     self.settle(pending, bar)
                     pending = None
                     progress["epoch_seconds"] = time.perf_counter() - start
                     self.save()
-                    if stop_requests:
-                        self.stop(stop_requests[0])
+                    if stop:
+                        self.stop(stop)
             self.settle(pending, bar)
         progress["epoch_seconds"] = time.perf_counter() - start
 
@@ -301,10 +311,10 @@ class _Loop:
         if self.method.end_run is None:
             return {}
         state, final = self.state, self.progress["final"]
-        params, gates, entries, lines = self.method.end_run(
-            state.params, state.gates, state.method["trainable"], state.method["state"]
-        )
+        trained = state.params, state.gates, state.method["trainable"], state.method["state"]
+        params, gates, entries, lines = self.method.end_run(*processes.readable(trained))
         network = self.placed({"params": params, "gates": gates})
+        gates = network["gates"]
         measured = self.evaluate(network["params"], network["gates"])
         self.check_alive(gates_lib.sparsity(gates), measured["eval_metric"], lines)
         self.checkpoints.save_quantised(int(state.step), network, self.progress)
@@ -342,7 +352,10 @@ class _Loop:
         """The entry `cost` of the summary of a run whose units close whole."""
         if not any(part.groups for part in self.plan.parts):
             return {}
-        cost = cost_lib.measure(self.model, self.state.params, self.state.gates, self.dataset.buckets[-1])
+        network = processes.readable((self.state.params, self.state.gates))
+        if not processes.first():
+            return {}
+        cost = cost_lib.measure(self.model, *network, self.dataset.buckets[-1])
         for line in cost_lib.lines(cost):
             self.console.log(line)
         return {"cost": cost}
@@ -351,26 +364,30 @@ class _Loop:
         with (
             closing(self.checkpoints),
             closing(self.writer),
-            catch_stop_requests() as stop_requests,
+            catch_stop_requests() as signals,
         ):
+            requests = processes.Requests(signals)
             if self.config.oneshot.method and self.progress["oneshot"] is None:
                 self.prune_at_once()
             while not self.over():
-                self.train_epoch(stop_requests)
+                self.train_epoch(requests)
                 self.finish_epoch()
-                if stop_requests and not self.over():
-                    self.stop(stop_requests[0])
+                if (stop := requests.heard()) and not self.over():
+                    self.stop(stop)
             if self.progress["epoch"] < self.epochs:
                 best = self.progress["best"]["epoch"]
                 self.console.log(f"stopped early: no better {self.dataset.task.metrics[0]} since epoch {best}")
             summary = _summary(self.config, self.dataset, self.state, self.progress) | self.finish_run() | self.cost()
             if self.progress["oneshot"]:
                 summary["oneshot"] = self.progress["oneshot"]
-            report.draw(self.workdir, summary)
+            if processes.first():
+                report.draw(self.workdir, summary)
             self.checkpoints.wait()
             for problem in self.writer.close():
                 self.console.log(f"note      {problem}")
-            files.write_json(self.workdir / "summary.json", summary)  # last: it marks the run as finished
+            if processes.first():
+                files.write_json(self.workdir / "summary.json", summary)  # last: it marks the run as finished
+        processes.meet()
         return summary
 
 
@@ -389,21 +406,27 @@ def train_and_evaluate(config, workdir, method_of: Callable[..., Method] = metho
     """
     config, notes = inputs.resolve(config)
     inputs.check_apart(config, workdir)
-    console = report.Console()
-    layout = mesh.create(config)
-    dataset = inputs.load_data(config)
-    label_names = config.data.label_names  # of the user; those that are found are no answer
-    config = inputs.with_found(config, dataset.task)
-    network_lib.check_vocabulary(config, dataset)
-    teacher = distill.load(config, dataset, label_names)
-    network = network_lib.made(config, dataset, method_of)
-    mesh.check_model(layout, network[0], config.model.name)
+    processes.join(config.distributed)
+    console = report.Console() if processes.first() else report.Silence()
+    with processes.together():
+        layout = mesh.create(config)
+        dataset = inputs.load_data(config)
+        label_names = config.data.label_names  # of the user; those that are found are no answer
+        config = inputs.with_found(config, dataset.task)
+        network_lib.check_vocabulary(config, dataset)
+        teacher = distill.load(config, dataset, label_names)
+        network = network_lib.made(config, dataset, method_of)
+        mesh.check_model(layout, network[0], config.model.name)
     workdir = Path(workdir)
     config_json, read = config_lib.to_json(config), continuing.fingerprint(dataset)
+    alike = {room: values for room, values in config_json.items() if room != "distributed"}
+    processes.check_same("their data, their config or their workdir", f"{read} {workdir} {alike}")
     start = None  # read before anything on disk moves; a pretraining's network is there only later
-    if config.model.init_from and not workdir_lib.resumes(workdir, config_json, read):
-        start = network_lib.start(config, dataset, network[0], label_names)
-    resuming = workdir_lib.prepare(workdir, config_json, console.log, read)
+    if config.model.init_from:
+        resumes = processes.first_says(lambda: workdir_lib.resumes(workdir, config_json, read))
+        with processes.together():
+            start = None if resumes else network_lib.start(config, dataset, network[0], label_names)
+    resuming = processes.first_says(lambda: workdir_lib.prepare(workdir, config_json, console.log, read))
     with workdir_lib.room(workdir):
         console.attach(workdir)
         of_plan = (*telling.coverage(network, config), *telling.closed_whole(network, config))
@@ -411,17 +434,18 @@ def train_and_evaluate(config, workdir, method_of: Callable[..., Method] = metho
             console.log(f"note      {note}")
         if config.pretrain.epochs and not config.model.init_from:
             config = _pretrained(config, workdir / workdir_lib.PRETRAIN, console)
-        if not resuming:
+        if not resuming and processes.first():
             if dataset.tokenizer:
                 dataset.tokenizer.save(workdir / "tokenizer")
             files.write_json(workdir / "provenance.json", workdir_lib.provenance(str(jax.devices()[0])))
         if not distill.changes_loss(config.distill):
             teacher = None
         if teacher:
-            dataset, line = distill.teach(teacher, config, dataset, layout.rows)
+            dataset, line = distill.teach(teacher, config, dataset, layout)
             console.log(line)
         if config.model.init_from and start is None and not resuming:
-            start = network_lib.start(config, dataset, network[0], label_names)
+            with processes.together():
+                start = network_lib.start(config, dataset, network[0], label_names)
         summary = _Loop(config, dataset, network, start, workdir, console, resuming, layout, teacher).run()
         for line in telling.closing_lines(summary, workdir, network[0]):
             console.log(line)
@@ -430,7 +454,7 @@ def train_and_evaluate(config, workdir, method_of: Callable[..., Method] = metho
 
 def _pretrained(config, workdir: Path, console):
     """Runs, resumes or finds the dense run that config.pretrain asks for; the config that starts from its network."""
-    if not (workdir / "summary.json").exists():
+    if not processes.first_says((workdir / "summary.json").exists):
         console.log(f"pretraining in {workdir}")
         try:
             train_and_evaluate(config_lib.pretraining(config), workdir)

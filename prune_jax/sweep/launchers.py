@@ -2,10 +2,12 @@
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -137,12 +139,53 @@ class _Work:
         return submitit.helpers.DelayedSubmission(self)
 
 
+class _Queue:
+    """The jobs that a Slurm controller has waiting or running, asked for every few seconds at most.
+
+    submitit asks for their accounting, which many clusters do not keep: then it never learns that a job was killed.
+    """
+
+    COMMAND = ("squeue", "--noheader", "--me", "--array", "--format=%i")
+
+    def __init__(self, seconds: float = 5.0):
+        self._seconds, self._asked, self._ids = seconds, -math.inf, None
+
+    def last_held(self, job_id: str) -> tuple[bool, float]:
+        """(whether the controller has the job, when it was asked); True while it does not answer."""
+        if time.monotonic() - self._asked >= self._seconds:
+            self._asked = time.monotonic()
+            with contextlib.suppress(OSError, subprocess.SubprocessError):
+                done = subprocess.run(self.COMMAND, capture_output=True, text=True, check=True, timeout=60)
+                self._ids = set(done.stdout.split())
+        return self._ids is None or job_id in self._ids, self._asked
+
+
 class _Submitted:
-    def __init__(self, job, log: Path):
-        self._job, self._log, self._code = job, log, None
+    def __init__(self, job, log: Path, queue: _Queue | None = None):
+        self._job, self._log, self._queue, self._code = job, log, queue, None
+        self._missed = math.inf  # when the queue first lacked the job
+
+    def _is_lost(self) -> bool:
+        """Whether Slurm has ended the job without a result: it is missing twice, for a file system may be slow."""
+        held, asked = self._queue.last_held(self._job.job_id)
+        self._missed = math.inf if held else min(self._missed, asked)
+        return asked > self._missed
+
+    def _is_done(self) -> bool:
+        if self._queue is None:
+            return self._job.done()
+        folder = self._job.paths.folder
+        with contextlib.suppress(OSError):
+            folder.chmod(folder.stat().st_mode)  # a network file system looks anew
+        return self._job.paths.result_pickle.exists()
 
     def poll(self):
-        if self._code is None and self._job.done():
+        if self._code is None and not self._is_done():
+            if self._queue is not None and self._is_lost():
+                with open(self._log, "a", encoding="utf-8") as file:
+                    file.write(f"the job {self._job.job_id} ended without a result: killed, cancelled or out of time\n")
+                self._code = 1
+        elif self._code is None:
             try:
                 self._code = int(self._job.result())
             except Exception as error:  # cancelled, out of time, out of memory, a node that died
@@ -175,6 +218,7 @@ class Submitit:
         except ImportError:
             raise UserError("--launcher=slurm needs the package submitit: pip install submitit") from None
         self.capacity = capacity
+        self._queue = _Queue() if cluster == "slurm" else None
         try:
             self._executor = submitit.AutoExecutor(folder=folder / "slurm", cluster=cluster)
             self._executor.update_parameters(name=folder.name, **parameters)
@@ -190,4 +234,4 @@ class Submitit:
         work = [_Work(command, str(log.resolve()), here) for command, log in zip(commands, logs, strict=True)]
         with self._executor.batch():
             jobs = [self._executor.submit(one) for one in work]
-        return [_Submitted(job, log) for job, log in zip(jobs, logs, strict=True)]
+        return [_Submitted(job, log, self._queue) for job, log in zip(jobs, logs, strict=True)]
