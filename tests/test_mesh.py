@@ -9,6 +9,7 @@ import sys
 import pytest
 from conftest import ROOT
 
+from benchmarks import scaling
 from configs import common
 from prune_jax import config as config_lib
 from prune_jax.errors import UserError
@@ -191,3 +192,19 @@ def test_a_mesh_that_no_devices_fit(changes, message):
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message):
         config_lib.resolve(config)
+
+
+def test_the_collectives_of_a_program_are_counted():
+    text = """
+  %all-reduce.7 = (f32[4,2]{1,0}, f32[]) all-reduce(%a, %b), channel_id=1, replica_groups=[1,8]<=[8], to_apply=%add
+  ROOT %all-gather.3 = bf16[8,16]{1,0} all-gather(%c), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  %reduce-scatter = f32[2,16]{1,0} reduce-scatter(%d), channel_id=3, replica_groups=[4,2]<=[8], dimensions={0}
+  %all-reduce.8 = f32[] all-reduce(%e), replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}, to_apply=%add
+  %fusion = f32[2]{0} fusion(%all-reduce.7), kind=kLoop
+"""
+    assert scaling.collectives(text, 8) == {
+        "all-gather over 4": {"count": 1, "bytes": 192},  # three quarters of 256
+        "all-reduce over 2": {"count": 1, "bytes": 4},
+        "all-reduce over 8": {"count": 1, "bytes": 63},  # twice seven eighths of 36
+        "reduce-scatter over 2": {"count": 1, "bytes": 128},  # half of 256
+    }
