@@ -27,6 +27,7 @@ LONG = [
     "first_closing",
     "gated_step",
     "kills",
+    "latency_target",
     "oneshot_calibration",
     "oneshot_decoder",
     "program_cut",
