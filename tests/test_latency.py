@@ -95,3 +95,21 @@ def test_the_cut_network_is_as_fast_as_was_asked(structure, speedup, monkeypatch
     assert any(drop.any() for drop in cut.values())
     assert 1 / fake(graph, cut) == pytest.approx(speedup, rel=0.1)
     assert len(list(tmp_path.glob("latency/*.json"))) == 1
+
+
+def test_a_target_beyond_what_the_structure_saves_is_refused():
+    """It closed every unit in silence, and was missed all the same."""
+    fn, params, x = network()
+    graph = pj.trace(fn, params, x)
+    most = 1 - graph.costs("flops").of({"up": 0.0, "a": 0.0}) / graph.costs("flops").dense(["up", "a"])
+
+    def init(sparsity):
+        tx = pj.prune(
+            optax.sgd(0.0), pj.magnitude(), pj.constant(sparsity), scope="global", structure="columns", groups=graph,
+            target="flops",
+        )  # fmt: skip
+        return tx.init(params)
+
+    init(most - 0.01)
+    with pytest.raises(ValueError, match=rf"network's flops; allowed: below {most:.3f}.*'columns' saves"):
+        init(most + 0.01)

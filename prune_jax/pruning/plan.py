@@ -256,7 +256,7 @@ def make(
     own = dict(rules or {})
     usual = structure_lib.parse(structure)
     if usual.kind == "groups":
-        parts = [_part_of_groups(usual, scope, groups, own.keys(), shapes, costs)]
+        parts = [_part_of_groups(usual, scope, groups, own.keys(), shapes, costs, final)]
     elif costs is not None:
         raise ValueError(f"structure is {structure!r}; allowed: groups of the network with a target in {costs.word}")
     else:
@@ -281,6 +281,7 @@ def _part_of_groups(
     ruled: Collection[str],
     shapes: Shapes,
     costs: Costs | None,
+    final: float,
 ) -> Part:
     """The groups that the structure names, but for those of which a member is kept or goes by a rule."""
     if scope == "erk":
@@ -294,6 +295,14 @@ def _part_of_groups(
             if problem := _misfit(gated, shapes):
                 raise ValueError(f"the group {group.name!r}: {problem}")
             chosen.append(gated)
+    if costs is not None:
+        dense = costs.dense([group.name for group in chosen])
+        most = 1 - float(costs.of({group.name: 0.0 for group in chosen})) / dense
+        if final > most:  # it would close every unit and be missed all the same
+            raise ValueError(
+                f"the schedule ends at {final:g} of the network's {costs.word}; allowed: below {most:.3f}, which is "
+                f"what closing all units of structure {structure.text!r} saves"
+            )
     names = tuple(dict.fromkeys(member.name for group in chosen for member in group.members))
     return Part(names, structure, tuple(chosen), costs=costs)
 
