@@ -124,8 +124,9 @@ class Checkpoints:
         manager = self._managers["last"]
         manager.wait_until_finished()
         numbers = sorted(manager.all_steps(), reverse=True)
+        processes.check_same(f"the checkpoints that they see in {self._directory / 'last'}", str(numbers))
         (restored, progress), self._damaged = _newest_sound(
-            self._directory / "last", numbers, lambda path: self._restore(manager, path, abstract_state)
+            self._directory / "last", numbers, lambda path: self._restore(path, abstract_state)
         )
 
         def decode(leaf, value):
@@ -133,9 +134,13 @@ class Checkpoints:
 
         return jax.tree.map(decode, abstract_state, restored), progress
 
-    def _restore(self, manager, path: Path, abstract_state: Tree) -> tuple[Tree, dict]:
-        """(the encoded state, progress) of the checkpoint in `path`. Any error but a UserError says it is damaged."""
-        record = _read_record(path)
+    def _restore(self, path: Path, abstract_state: Tree) -> tuple[Tree, dict]:
+        """(the encoded state, progress) of the checkpoint in `path`. Any error but a UserError says it is damaged.
+
+        Of several processes one alone may meet the damage, in its part of an array: then it is damaged for all.
+        """
+        with processes.together(OSError):
+            record = _read_record(path)
         saved, wanted = record["signature"], _signature(abstract_state)
         differing = [name for name in wanted | saved if wanted.get(name) != saved.get(name)]
         if differing:
@@ -145,8 +150,11 @@ class Checkpoints:
                 f"{name}: {saved.get(name, 'missing')} in the checkpoint, {wanted.get(name, 'missing')} in this run"
             )
         target = self._ocp.args.StandardRestore(jax.tree.map(_target, abstract_state))
-        restored = manager.restore(int(path.name), args=self._ocp.args.Composite(state=target))["state"]
-        _check_hashes(restored, record)
+        # The handler itself: the manager waits for all processes where one has failed.
+        with contextlib.closing(self._ocp.StandardCheckpointHandler()) as handler, processes.together(OSError):
+            restored = handler.restore(path / "state", args=target)
+        with processes.together(OSError):  # which raises once all arrays are read, so in no process before another's
+            _check_hashes(restored, record)
         return restored, record["progress"]
 
     def wait(self) -> None:

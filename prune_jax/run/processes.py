@@ -150,11 +150,11 @@ def _told(text: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Lets an exception that the block raises in one process end all. The block must not compute over all devices.
+def together(kind: type[Exception] = UserError) -> Iterator[None]:
+    """Lets an exception that the block raises in one process end it in all, which compute nothing together in it.
 
-    Raises:
-      UserError: another process has failed; the text is that of its exception.
+    Args:
+      kind: of the exception where another process has failed; its text is that of the other's.
     """
     if not several():
         yield
@@ -169,7 +169,7 @@ def together() -> Iterator[None]:
         raise problem
     for number, text in enumerate(told):
         if text:
-            raise UserError(f"process {number} of {len(told)}: {text}")
+            raise kind(f"process {number} of {len(told)}: {text}")
 
 
 def first_says(act: Callable[[], bool]) -> bool:

@@ -420,7 +420,7 @@ def train_and_evaluate(config, workdir, method_of: Callable[..., Method] = metho
     workdir = Path(workdir)
     config_json, read = config_lib.to_json(config), continuing.fingerprint(dataset)
     alike = {room: values for room, values in config_json.items() if room != "distributed"}
-    processes.check_same("their data, their config or their workdir", f"{read} {workdir} {alike}")
+    processes.check_same("their data, their config or their workdir", f"{read} {workdir.absolute()} {alike}")
     start = None  # read before anything on disk moves; a pretraining's network is there only later
     if config.model.init_from:
         resumes = processes.first_says(lambda: workdir_lib.resumes(workdir, config_json, read))
