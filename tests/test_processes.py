@@ -21,6 +21,7 @@ from prune_jax.run import checkpoint, processes
 PROGRAM = """
 import json, os, signal, sys
 import jax
+import orbax.checkpoint as ocp
 jax.config.update("jax_disable_most_optimizations", True)  # of what is compiled once and runs for a second
 from prune_jax import config as config_lib
 from prune_jax.data import batching
@@ -28,7 +29,8 @@ from prune_jax.errors import Stopped, UserError
 from prune_jax.run import inputs, train
 
 cases, job, own = json.loads(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
-batches, load = batching.train_batches, inputs.load_data
+batches, load, handler = batching.train_batches, inputs.load_data, ocp.StandardCheckpointHandler
+restore, damaged = handler.restore, []
 
 def until(step):
     def some(*args):
@@ -41,6 +43,12 @@ def until(step):
 def refuse(config):
     raise UserError("no such data here")
 
+def fail_once(*args, **kwargs):  # as a damaged part of an array does that one process alone reads
+    damaged.append(args)
+    if len(damaged) == 1:
+        raise ValueError("no such chunk here")
+    return restore(*args, **kwargs)
+
 for case in cases:
     mine = case.get("befalls", {}).get(own, {})  # what befalls this process alone
     config = config_lib.from_json(case["config"])
@@ -49,6 +57,7 @@ for case in cases:
     config.update_from_flattened_dict(mine.get("changes", {}))
     batching.train_batches = until(mine["signal"]) if "signal" in mine else batches
     inputs.load_data = refuse if "data" in mine else load
+    handler.restore = fail_once if "damage" in mine else restore
     try:
         train.train_and_evaluate(config, case["workdir"])
         print("end", flush=True)
@@ -128,6 +137,7 @@ def test_two_processes_give_the_numbers_of_one_and_end_together(tiny, tmp_path):
         begin = str(folder / "movement")
         start = {"model__init_from": begin, "model__init_checkpoint": "last", "distill__teacher": begin}
         start |= {"distill__checkpoint": "last", "pruning__structure": "hidden", "pruning__method": "magnitude"}
+        start |= {"train__checkpoint_every": 1}
         shot = {"oneshot__method": "wanda", "oneshot__sparsity": 0.25, "oneshot__examples": 8}
         prior = {"sws__pi0": 0.1, "sws__deviation": 0.05, "train__epochs": 1}
         return [
@@ -135,6 +145,7 @@ def test_two_processes_give_the_numbers_of_one_and_end_together(tiny, tmp_path):
             case(tiny, folder / "spt", pruning__method="spt", spt__epsilon=0.1, **shot),
             case(tiny, folder / "sws", pruning__method="sws", **prior),
             case(tiny, folder / "magnitude", befalls={"1": {"signal": 3}}, **start),
+            case(tiny, folder / "magnitude", befalls={"1": {"signal": 1, "damage": True}}, **start),
         ]
 
     (tmp_path / "strange").mkdir()
@@ -151,12 +162,14 @@ def test_two_processes_give_the_numbers_of_one_and_end_together(tiny, tmp_path):
     assert "not a run of this program" in first[2] and "process 0 of 2: the workdir" in second[2]
     assert not (tmp_path / "none").exists() and [p.name for p in (tmp_path / "strange").iterdir()] == ["notes.txt"]
     assert first[3:] == second[3:] and first[3:6] == [""] * 3
-    assert re.match(r"Stopped stopped by SIGTERM after step [34];", first[6])
-    assert "in 2 processes" in (two / "magnitude" / "run.log").read_text()
+    stops = [int(re.match(r"Stopped stopped by SIGTERM after step (\d);", end)[1]) for end in first[6:]]
+    assert stops[0] in (3, 4) and stops[1] <= stops[0] + 1  # the second starts from the save before the first's last
+    log = (two / "magnitude" / "run.log").read_text()
+    assert "in 2 processes" in log and f"resuming after 0 epochs and {stops[0] - 1} steps" in log
     assert not (two / "magnitude" / "metrics.csv").read_text()
 
     resumed = cases(two)[-1]
-    alone = [*cases(one), resumed]
+    alone = [*cases(one)[:-1], resumed]
     for one_case in alone:
         one_case["befalls"] = {}
     assert ends(started(alone, 8, {})) == [""] * 5
