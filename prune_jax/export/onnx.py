@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from prune_jax import files
-from prune_jax.errors import UserError
+from prune_jax.errors import UserError, first_line
 from prune_jax.export import stablehlo
 from prune_jax.graph import costing
 
@@ -34,8 +34,12 @@ def _packages() -> tuple[Any, Any]:
     try:
         import jax2onnx
         import onnxruntime
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise UserError(f"an ONNX export needs the package {error.name}: pip install 'prune-jax[onnx]'") from error
+    except ImportError as error:  # of a version that does not fit jax's, say
+        raise UserError(
+            f"an ONNX export needs jax2onnx and onnxruntime, which cannot be imported: {first_line(error)}"
+        ) from error
     return jax2onnx, onnxruntime
 
 

@@ -15,6 +15,7 @@ A mask scales the kernels that read its axis, so once; elsewhere along it weight
 which has no axis, scales what reads the units inside it. The paper's layer distillation is config.distill's.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Sequence
@@ -144,10 +145,10 @@ def create(options: Options) -> Method:
     shift = options.beta * math.log(options.stretch / (1 + options.stretch))
     whole = Structure("", "")
     if options.whole:
-        try:
+        with contextlib.suppress(ValueError):
             whole = structure_lib.parse(options.whole)
-        except ValueError as error:
-            raise ValueError(f"whole is {options.whole!r}; allowed: kinds or names of groups joined by +") from error
+        if whole.kind != "groups":
+            raise ValueError(f"whole is {options.whole!r}; allowed: kinds or names of groups joined by +, or empty")
 
     def init(params, gates, plan):
         return {"along": _along(plan, whole, gates)}

@@ -295,13 +295,12 @@ def _part_of_groups(
             if problem := _misfit(gated, shapes):
                 raise ValueError(f"the group {group.name!r}: {problem}")
             chosen.append(gated)
-    if costs is not None:
-        dense = costs.dense([group.name for group in chosen])
-        most = 1 - float(costs.of({group.name: 0.0 for group in chosen})) / dense
-        if final > most:  # it would close every unit and be missed all the same
+    if costs is not None and chosen:
+        dense, left = (float(costs.of({group.name: opened for group in chosen})) for opened in (1.0, 0.0))
+        if final > 0 and (1 - final) * dense < left - 1e-6 * dense:  # it would close every unit, and still be missed
             raise ValueError(
-                f"the schedule ends at {final:g} of the network's {costs.word}; allowed: below {most:.3f}, which is "
-                f"what closing all units of structure {structure.text!r} saves"
+                f"the schedule ends at {final:g} of the network's {costs.word}; allowed: at most {1 - left / dense:.3f}"
+                f", which is what closing all units of structure {structure.text!r} saves"
             )
     names = tuple(dict.fromkeys(member.name for group in chosen for member in group.members))
     return Part(names, structure, tuple(chosen), costs=costs)

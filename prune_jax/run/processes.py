@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from prune_jax.errors import UserError, first_line
+from prune_jax.errors import Stopped, UserError, first_line
 
 Tree = Any
 
@@ -170,6 +170,20 @@ def together(kind: type[Exception] = UserError) -> Iterator[None]:
     for number, text in enumerate(told):
         if text:
             raise kind(f"process {number} of {len(told)}: {text}")
+
+
+@contextlib.contextmanager
+def leaving() -> Iterator[None]:
+    """Waits for all processes after the block, if it ends well or by a Stopped, which all raise after the same step.
+
+    One that left at once would end the first, which may have files and sinks to close, after _LEAVE seconds.
+    """
+    try:
+        yield
+    except Stopped:
+        meet()
+        raise
+    meet()
 
 
 def first_says(act: Callable[[], bool]) -> bool:

@@ -362,6 +362,7 @@ class _Loop:
 
     def run(self) -> dict:
         with (
+            processes.leaving(),
             closing(self.checkpoints),
             closing(self.writer),
             catch_stop_requests() as signals,
@@ -387,7 +388,6 @@ class _Loop:
                 self.console.log(f"note      {problem}")
             if processes.first():
                 files.write_json(self.workdir / "summary.json", summary)  # last: it marks the run as finished
-        processes.meet()
         return summary
 
 

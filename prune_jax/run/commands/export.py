@@ -225,9 +225,11 @@ def main(argv: Sequence[str]) -> None:
     if args.platform and args.format == "onnx":
         raise UserError("--platform needs --format=stablehlo: an ONNX file runs wherever ONNX Runtime does")
     if args.length and args.format == "hf":
-        raise UserError("--length needs --format=stablehlo: a BERT of transformers takes any length")
-    if (args.batch or args.platform) and args.format == "hf":
-        raise UserError("--batch and --platform need --format=stablehlo: a checkpoint of transformers takes any")
+        raise UserError("--length needs --format=stablehlo or onnx: a BERT of transformers takes any length")
+    if args.batch and args.format == "hf":
+        raise UserError("--batch needs --format=stablehlo or onnx: a checkpoint of transformers takes any")
+    if args.platform and args.format == "hf":
+        raise UserError("--platform needs --format=stablehlo: a checkpoint of transformers runs on any")
     if args.batch < 0:
         raise UserError(f"--batch is {args.batch}; allowed: 1 or more")
     written = export(
