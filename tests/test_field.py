@@ -323,6 +323,30 @@ def test_cofi_multiplies_its_masks_and_expects_what_they_leave():
 
 
 @pytest.mark.filterwarnings("ignore:structure=")
+def test_cofi_waits_for_its_schedule():
+    """Before it no multiplier grows, and no mask runs so far away that the schedule's steps do not bring it back."""
+    x, method = jnp.asarray(RNG.normal(size=(64, 3)), jnp.float32), pj.cofi(score_learning_rate=0.5)
+    schedule, target = pj.linear(0.6, begin=100, end=170, every=100), residual(PARAMS, x)
+    tx = pj.prune(optax.sgd(0.0), method, schedule, structure="ffn+hidden+layer", groups=GROUPS, scope="global")
+
+    @jax.jit
+    def step(state):
+        grads = jax.grad(lambda p: jnp.mean((residual(pj.sampled(method, p, state), x) - target) ** 2))(PARAMS)
+        return tx.update(grads, state, PARAMS)[1]
+
+    def masks(state):
+        return np.concatenate([*jax.device_get(state.trainable)["log_alpha"]["groups"].values()])
+
+    state = tx.init(PARAMS)
+    for number in range(169):
+        state = step(state)
+        if number == 98:
+            assert all(value == 0 for value in state.trainable["multipliers"].values())
+            assert 3 < masks(state).max() < 12
+    assert (masks(state) < 0).any() and not pj.sparsity(state)
+
+
+@pytest.mark.filterwarnings("ignore:structure=")
 def test_cofi_learns_what_a_network_does_without_and_meets_the_schedule():
     """Two columns do nothing: their masks fall first, and at the schedule's events they close."""
     params = PARAMS | {"down": {"kernel": PARAMS["down"]["kernel"].at[jnp.array([1, 4])].set(0)}}

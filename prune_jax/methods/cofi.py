@@ -8,7 +8,9 @@ the sum over its kernels of size * product of these fractions, or the same of th
 
   lambda_1 * (s - t) + lambda_2 * (s - t)^2,    s the expected sparsity, t the schedule's target at this step,
 
-whose multipliers climb while everything else descends; a linear schedule is the paper's. At the schedule's events the
+whose multipliers climb while everything else descends; a linear schedule is the paper's. Before the schedule begins,
+while t is 0, there is no such term: its multipliers would grow for nothing. As in the authors' code, log_alpha stays
+within log 100 of 0, for beyond that its derivatives are too small for a mask to come back. At the schedule's events the
 units of lowest p close until the target is met exactly. Outside training an open unit's mask is 1.
 
 A mask scales the kernels that read its axis, so once; elsewhere along it weights are whole or 0. The mask of a layer,
@@ -30,7 +32,7 @@ from prune_jax.pruning import structure as structure_lib
 from prune_jax.pruning import trees
 from prune_jax.pruning.method import Method, Pruned, PruneInfo
 from prune_jax.pruning.options import made_from, option, options
-from prune_jax.pruning.part import Leaves
+from prune_jax.pruning.part import Leaves, Part
 from prune_jax.pruning.plan import Plan
 from prune_jax.pruning.structure import Group, Member, Structure
 
@@ -130,6 +132,25 @@ def _climbing(x: jax.Array) -> jax.Array:
     return 2 * jax.lax.stop_gradient(x) - x
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _held(x: jax.Array, limit: float) -> jax.Array:
+    """x within [-limit, limit]; beyond, a descent on the loss moves it back and no further out."""
+    return jnp.clip(x, -limit, limit)
+
+
+def _held_bwd(limit: float, x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+    return (jnp.where((x >= limit) & (g < 0) | (x <= -limit) & (g > 0), 0, g),)
+
+
+_held.defvjp(lambda x, limit: (_held(x, limit), x), _held_bwd)
+
+
+def _most(part: Part) -> float:
+    """The greatest sparsity of a part."""
+    n, m = part.structure.sizes
+    return 1 - n / m if part.structure.kind == "n:m" else 1.0
+
+
 @made_from(Options)
 def create(options: Options) -> Method:
     """Learns which heads, columns, channels and layers go; take the loss at pj.sampled.
@@ -143,6 +164,7 @@ def create(options: Options) -> Method:
     """
     first = options.beta * math.log(options.start / (1 - options.start))
     shift = options.beta * math.log(options.stretch / (1 + options.stretch))
+    limit = max(math.log(100), abs(first))
     whole = Structure("", "")
     if options.whole:
         with contextlib.suppress(ValueError):
@@ -169,7 +191,7 @@ def create(options: Options) -> Method:
     def sample(kernels, gates, trainable, key, state):
         def drawn(log_alpha, key):
             u = jax.random.uniform(key, log_alpha.shape, minval=1e-6, maxval=1 - 1e-6)
-            return concrete(log_alpha, u, options.beta, options.stretch)
+            return concrete(_held(log_alpha, limit), u, options.beta, options.stretch)
 
         of_groups, of_kernels = jax.random.split(key)
         masks, own = trainable["log_alpha"]["groups"], trainable["log_alpha"]["kernels"]
@@ -197,13 +219,15 @@ def create(options: Options) -> Method:
     def penalty(params, gates, trainable, step, hyper, plan):
         opened = plan.opened(gates)
         chance = {
-            name: jnp.where(opened.get(name, True), jax.nn.sigmoid(leaf - shift), 0)
+            name: jnp.where(opened.get(name, True), jax.nn.sigmoid(_held(leaf, limit) - shift), 0)
             for name, leaf in by_name(trainable["log_alpha"]).items()
         }
         expected, shares = sparsity(plan, gates, chance)
-        goal = sum(part.goal(hyper["target"]) * share for part, share in zip(plan.parts, shares, strict=True))
+        goals = [jnp.minimum(part.goal(hyper["target"]), _most(part)) for part in plan.parts]
+        goal = sum(goal * share for goal, share in zip(goals, shares, strict=True))
         linear, square = (_climbing(trainable["multipliers"][name]) for name in ("linear", "square"))
-        return linear * (expected - goal) + square * (expected - goal) ** 2
+        lagrangian = linear * (expected - goal) + square * (expected - goal) ** 2
+        return jnp.where(hyper["target"] > 0, lagrangian, 0.0)
 
     def prune(info: PruneInfo) -> Pruned:
         log_chance = {
