@@ -297,10 +297,11 @@ def _part_of_groups(
             chosen.append(gated)
     if costs is not None and chosen:
         dense, left = (float(costs.of({group.name: opened for group in chosen})) for opened in (1.0, 0.0))
+        besides = " that no rule names" if ruled else ""
         if final > 0 and (1 - final) * dense < left - 1e-6 * dense:  # it would close every unit, and still be missed
             raise ValueError(
                 f"the schedule ends at {final:g} of the network's {costs.word}; allowed: at most {1 - left / dense:.3f}"
-                f", which is what closing all units of structure {structure.text!r} saves"
+                f", which is what closing all units of structure {structure.text!r}{besides} saves"
             )
     names = tuple(dict.fromkeys(member.name for group in chosen for member in group.members))
     return Part(names, structure, tuple(chosen), costs=costs)
