@@ -89,7 +89,11 @@ class Checkpoints:
         kept = {"last": 2}  # where the newest is damaged the one before takes its place
 
         def open_manager(kind):
-            options = ocp.CheckpointManagerOptions(max_to_keep=kept.get(kind, 1), cleanup_tmp_directories=True)
+            # Of several processes the managers meet in threads of their own: by other names, lest one's meet another's.
+            apart = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=kind)
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=kept.get(kind, 1), cleanup_tmp_directories=True, multiprocessing_options=apart
+            )
             return ocp.CheckpointManager(self._directory / kind, options=options)
 
         try:
