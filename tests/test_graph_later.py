@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from test_graph_parts import cut, normal, weights
 
 import prune_jax as pj
@@ -105,3 +106,165 @@ def test_modules_with_recurrent_cells_random_streams_and_einsums_are_cut_in_plac
     np.testing.assert_allclose(small(x), wanted, atol=1e-6)
     cell, last = small.rnn.cell, small.last
     assert (cell.in_features, cell.hidden_features, last.kernel_shape, last.bias_shape) == (4, 5, (5, 1, 2), (1, 2))
+
+
+def convolutions(rngs):
+    """A depthwise convolution that doubles, norms over batches and over groups, a transposed convolution."""
+    from flax import nnx
+
+    return nnx.Sequential(
+        nnx.Conv(3, 4, (1, 1), rngs=rngs),
+        nnx.BatchNorm(4, rngs=rngs),
+        nnx.Conv(4, 8, (2, 2), feature_group_count=4, mask=np.ones((2, 2, 1, 8), "f4"), rngs=rngs),
+        nnx.relu,
+        nnx.ConvTranspose(8, 6, (2, 2), transpose_kernel=True, rngs=rngs),
+        nnx.GroupNorm(6, num_groups=3, rngs=rngs),
+        nnx.LinearGeneral(6, 2, rngs=rngs),
+    )
+
+
+def attention(rngs):
+    """Fewer heads of keys than of queries, with a cache, on a residual width; a LoRA before it."""
+    from flax import nnx
+
+    class Net(nnx.Module):
+        def __init__(self):
+            self.first = nnx.LoRA(3, 2, 6, base_module=nnx.Linear(3, 6, rngs=rngs), rngs=rngs)
+            self.heads = nnx.MultiHeadAttention(6, 6, 12, num_kv_heads=2, decode=False, rngs=rngs)
+            self.heads.init_cache((1, 5, 6))
+            self.last = nnx.Linear(6, 2, rngs=rngs)
+
+        def __call__(self, x):
+            y = self.first(x)
+            return self.last(y + self.heads(y))
+
+    return Net()
+
+
+def stacked(rngs):
+    """Three layers whose arrays nnx.vmap stacks and nnx.scan goes through."""
+    from flax import nnx
+
+    @nnx.split_rngs(splits=3)
+    @nnx.vmap
+    def layers(rngs):
+        up, down = nnx.Einsum("bhwi,ij->bhwj", (4, 5), (5,), rngs=rngs), nnx.Linear(5, 4, rngs=rngs)
+        return nnx.Sequential(nnx.Conv(4, 4, (2, 2), rngs=rngs), nnx.BatchNorm(4, rngs=rngs), up, nnx.relu, down)
+
+    class Net(nnx.Module):
+        def __init__(self):
+            self.first, self.layers = nnx.Linear(3, 4, rngs=rngs), layers(rngs)
+            self.last = nnx.Linear(4, 2, rngs=rngs)
+
+        def __call__(self, x):
+            turn = nnx.scan(lambda x, layer: x + layer(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+            return self.last(turn(self.first(x), self.layers))
+
+    return Net()
+
+
+def told(model, *names):
+    """The sizes that the layers of a module say, by their paths."""
+    from flax import nnx
+
+    each = {"/".join(map(str, path)): vars(module) for path, module in nnx.iter_modules(model)}
+    return {path: tuple(own[name] for name in names if name in own) for path, own in each.items()}
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "names", "sizes"),
+    [
+        (
+            convolutions,
+            (2, 3, 3, 3),
+            ("in_features", "out_features", "feature_group_count", "kernel_shape", "num_features", "num_groups"),
+            {
+                "layers/0": (3, 3, 1, (1, 1, 3, 3)),
+                "layers/1": (3,),
+                "layers/2": (3, 3, 3, (2, 2, 1, 3)),
+                "layers/4": (3, 4, (2, 2, 4, 3)),
+                "layers/5": (2,),
+                "layers/6": ((4,), (2,)),
+            },
+        ),
+        (
+            attention,
+            (1, 5, 3),
+            ("in_features", "in_kv_features", "out_features", "num_heads", "num_kv_heads", "qkv_features"),
+            {"first": (3, 5), "heads": (5, 5, 5, 2, 1, 4), "last": (5, 2)},
+        ),
+        (
+            stacked,
+            (2, 3, 3, 3),
+            ("in_features", "out_features", "kernel_shape", "bias_shape", "num_features"),
+            {
+                "first": (3, 3),
+                "layers/layers/0": (3, 3, (2, 2, 3, 3)),
+                "layers/layers/1": (3,),
+                "layers/layers/2": ((3, 4), (4,)),
+                "layers/layers/4": (4, 3),
+            },
+        ),
+    ],
+)
+def test_layers_of_a_module_know_their_new_sizes(make, shape, names, sizes):
+    from flax import nnx
+
+    model, x = nnx.eval_shape(lambda: make(nnx.Rngs(0))), normal(*shape)
+    params, others = nnx.state(model, nnx.Param, ...)  # such as variances
+    nnx.update(model, jax.tree.map(lambda w: 0.5 * normal(*w.shape), params))
+    nnx.update(model, jax.tree.map(lambda w: jnp.abs(normal(*w.shape)).astype(w.dtype), others))
+    model.eval()
+    graph, params = pj.trace_module(model, x), nnx.state(model, nnx.Param)
+    units = {name: [1] for name, group in graph.groups.items() if group.prunable and group.kind != "depth"}
+    gates = pj.close_groups(graph, params, units)
+    masked = nnx.clone(model)
+    nnx.update(masked, pj.masked(params, gates))
+    assert pj.shrink_module(model, gates, x) is model
+    call = nnx.jit(lambda model: model(x))
+    for mode in ("train", "eval") if make is convolutions else ("eval",):  # the second with statistics of the first
+        getattr(model, mode)(), getattr(masked, mode)()
+        np.testing.assert_allclose(call(model), call(masked), atol=1e-5)
+    assert told(model, *names).items() >= sizes.items()
+    if make is attention:
+        assert model.heads.cached_key.shape == (1, 5, 1, 2)
+
+
+def mean_before_a_layer_of_zeros(first, last, x):
+    y = jax.nn.relu(first(x))
+    return last(y / (1e-3 + y.mean(-1, keepdims=True)))
+
+
+def heads_of_its_own(first, last, x):
+    y = first(x).reshape(*x.shape[:2], 4, -1)
+    weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", y, y), -1)
+    return last(jnp.einsum("bhqk,bkhd->bqhd", weights, y).reshape(*x.shape[:2], -1))
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (mean_before_a_layer_of_zeros, "of first is another: it computes with 4 where 8 was"),
+        (heads_of_its_own, "of heads is another: on the example inputs it is off by .* pj.shrink"),
+    ],
+)
+def test_a_module_that_would_compute_something_else_is_left_as_it_was(call, says):
+    """Also where the example hides it: tokens that are all the same, a last layer that is still 0."""
+    from flax import nnx
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.first = nnx.Linear(3, 8, rngs=rngs)
+            self.last = nnx.Linear(8, 2, kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+        def __call__(self, x):
+            return call(self.first, self.last, x)
+
+    model, x = Net(nnx.Rngs(0)), jnp.ones((1, 3, 3))
+    graph, before = pj.trace_module(model, x), nnx.clone(model)
+    units = {name: range(4) if name == "first" else [0, 1] for name in ("first", "heads") if name in graph.groups}
+    gates = pj.close_groups(graph, nnx.state(model, nnx.Param), units)
+    with pytest.raises(ValueError, match=says):
+        pj.shrink_module(model, gates, x)
+    assert nnx.graphdef(model) == nnx.graphdef(before) and model.first.out_features == 8
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), nnx.state(model), nnx.state(before)))
