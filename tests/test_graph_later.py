@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from test_graph_parts import cut, normal, weights
 
 import prune_jax as pj
+from prune_jax.pruning import trees
 
 
 def test_the_largest_of_what_is_never_below_0_is_that_of_what_is_left():
@@ -218,6 +220,9 @@ def test_layers_of_a_module_know_their_new_sizes(make, shape, names, sizes):
     graph, params = pj.trace_module(model, x), nnx.state(model, nnx.Param)
     units = {name: [1] for name, group in graph.groups.items() if group.prunable and group.kind != "depth"}
     gates = pj.close_groups(graph, params, units)
+    tx = pj.prune(optax.identity(), pj.magnitude(), pj.constant(0.5), structure="auto", groups=graph)
+    if make is convolutions:  # statistics are in its groups, and have no gates
+        assert "layers/1/scale" in trees.by_name(pj.gates(tx.init(params)))
     masked = nnx.clone(model)
     nnx.update(masked, pj.masked(params, gates))
     assert pj.shrink_module(model, gates, x) is model

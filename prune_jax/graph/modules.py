@@ -57,8 +57,12 @@ def trace_module(model: "nnx.Module", *inputs: Any) -> Graph:
       >>> [name for name, group in pj.trace_module(model, jnp.ones((1, 4))).groups.items() if group.prunable]
       ['layers.0']
     """
+    from flax import nnx
+
     fn, floats = _function(model)
-    return trace(fn, floats, *inputs)
+    graph = trace(fn, floats, *inputs)
+    graph.untrained = frozenset(trees.by_name(floats)) - frozenset(trees.by_name(nnx.state(model, nnx.Param)))
+    return graph
 
 
 def shrink_module(model: "nnx.Module", gates: Tree, *inputs: Any, multiple_of: int = 1) -> "nnx.Module":

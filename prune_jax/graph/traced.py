@@ -27,7 +27,10 @@ class Traced:
       groups: name -> Group, every set of coupled axes that a kernel has a part in.
       by_kernels: names of the groups whose units leave no trace once they are closed in kernels alone.
       unknown: primitive that is not known -> how often it occurs.
+      untrained: names of params that no optimizer trains and no gate closes, such as the statistics of a BatchNorm.
     """
+
+    untrained: frozenset[str] = frozenset()
 
     def __init__(self, fn: Callable, params: Tree, inputs: Sequence[Any]) -> None:
         self.fn, self.example_inputs = fn, jax.tree.map(_shape_of, tuple(inputs))

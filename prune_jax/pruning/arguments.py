@@ -77,9 +77,10 @@ def check_update(state: Any, params: Tree) -> None:
 
 
 def units(groups: Any) -> tuple[Group, ...]:
-    """The groups of a graph, or those of a sequence. TypeError for anything else."""
+    """The groups of a graph, of what is trained; or those of a sequence. TypeError for anything else."""
     if hasattr(groups, "groups"):
-        return tuple(groups.groups.values())
+        trained = lambda group: tuple(m for m in group.members if m.name not in groups.untrained)  # noqa: E731
+        return tuple(group._replace(members=trained(group)) for group in groups.groups.values())
     if not isinstance(groups, Sequence) or not all(isinstance(group, Group) for group in groups):
         raise TypeError(f"groups is {groups!r}; allowed: what pj.trace returned, or a sequence of Group")
     return tuple(groups)
