@@ -151,11 +151,12 @@ def slow_but(fast, names):
     return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-OTHERS = [name for name in methods.REGISTRY if name not in ("baseline", "magnitude", "synflow")]  # it reads no text
+# One of each kind: what sees a network as trees alone does as it does for BERT, where test_conformance runs them all.
+OTHERS = ["movement", "spt", "sws", "l0", "cofi", "obert", "snip", "lottery_ticket", "rigl"]
 
 
 @pytest.mark.parametrize("name", slow_but(("movement", "spt"), OTHERS))
-def test_every_method_trains_it(name, config, tmp_path):
+def test_methods_of_each_kind_train_it(name, config, tmp_path):
     config.pruning.method, config.model.num_layers = name, 1
     config.train.epochs = 1 if name != "lottery_ticket" else 2
     config.pruning.sparsity_steps = (50,)
