@@ -8,7 +8,6 @@ fails on a BERT with a second open axis. Closed weights are zeros.
 import functools
 import importlib.metadata
 import logging
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from prune_jax.export import stablehlo
 from prune_jax.graph import costing
 
 VERSION = 1
-_ROUNDS = 7  # of each, in turns, for the median time
 
 Tree = Any
 
@@ -61,7 +59,7 @@ def write(
       lengths: one file for each, in tokens; texts need one, and images take none.
     Returns:
       What model.json holds. Its largest_logit_difference is the one between ONNX Runtime and the network in jax on
-      random inputs, 8 where the batch is open; milliseconds is the median time of both on them, one after the other.
+      random inputs, 8 where the batch is open; milliseconds is the median time of both on them, in turns.
     Raises:
       ValueError: the network does not take one of the lengths, or a text has none.
       UserError: jax2onnx or onnxruntime is not installed.
@@ -93,7 +91,7 @@ def write(
     named = {name: x for name, x in zip(model.inputs, examples, strict=True) if name in taken}
     compiled = jax.jit(own)
     logits, expected = session.run(None, named)[0], np.asarray(compiled(*examples))  # before the clock runs
-    times = costing.turns([lambda: session.run(None, named), lambda: compiled(*examples)], _ROUNDS)
+    seconds = costing.medians([lambda: session.run(None, named), lambda: compiled(*examples)])
     info = {
         "format": "prune_jax.export.onnx",
         "version": VERSION,
@@ -106,9 +104,7 @@ def write(
         "weights": "float32",
         "bytes": size,
         **stablehlo.compared(logits, expected),
-        "milliseconds": {
-            name: 1000 * statistics.median(own) for name, own in zip(("onnxruntime", "jax"), times, strict=True)
-        },
+        "milliseconds": {name: 1000 * t for name, t in zip(("onnxruntime", "jax"), seconds, strict=True)},
     }
     files.write_json(folder / stablehlo.SIDECAR, info)
     return info
