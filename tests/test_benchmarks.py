@@ -64,7 +64,6 @@ def test_a_benchmark_says_what_it_takes(name, monkeypatch, capsys):
     ("name", "arguments"),
     [
         ("gated_step", ["--geometries=tiny", "--rows=2", "--repeats=1"]),
-        ("spt_step", ["--geometries=tiny", "--repeats=1", "--explorations"]),
         (
             "credit",
             ["--variants=control_variate", "--ablate=exploration", "--seeds=0", "--levels=90", "--rise", "--hold=0"],

@@ -24,7 +24,7 @@ def teacher(tmp_path_factory):
 
     config = common.get_config()
     config.model.update({"size": "tiny", "num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 32})
-    config.data.update({"source": "builtin", "task": "single", "max_len": 32})
+    config.data.update({"source": "builtin", "task": "single", "max_len": 16})
     config.data.update({"builtin_train_size": 100, "builtin_eval_size": 40})
     config.train.update({"epochs": 1, "batch_size": 16, "eval_batch_size": 32, "learning_rate": 1e-3})
     config.pruning.method = "baseline"

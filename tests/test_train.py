@@ -51,6 +51,7 @@ def assert_same_trees(a, b):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_leaves_its_files_and_meets_every_target(method, small_config, tmp_path):
     small_config.pruning.method = method
+    small_config.report.sinks = ("tensorboard",)
     summary = train.train_and_evaluate(small_config, tmp_path / "run")
     folder = tmp_path / "run"
     rows = report.read_metrics(folder)
@@ -117,15 +118,14 @@ def test_nothing_compiles_after_the_first_epoch(method, small_config, tmp_path, 
     monkeypatch.setattr(train._Loop, "finish_epoch", finish)
     small_config.pruning.method = method
     small_config.train.lr_schedule = "linear"
+    small_config.data.max_len = 32
     train.train_and_evaluate(small_config, tmp_path / "run")
     assert epochs == [1, 2, 3, 4]
-    assert 2 <= len(traces) <= 4  # two bucket lengths at most, for training and for evaluation
+    assert len(traces) == 4  # two bucket lengths, for training and for evaluation
     assert set(traces) == {0}, "something was traced after the first epoch"
 
 
-@pytest.mark.parametrize(
-    "method", ["spt", *(pytest.param(name, marks=pytest.mark.slow) for name in METHODS if name != "spt")]
-)
+@pytest.mark.parametrize("method", ["spt", pytest.param("movement", marks=pytest.mark.slow)])
 def test_same_seed_same_result_bit_for_bit(method, small_config, tmp_path):
     small_config.pruning.method = method
     for name in "ab":
@@ -156,9 +156,7 @@ def stop_at(monkeypatch, step, number):
     ("method", "step", "number"),
     [
         ("spt", 17, signal.SIGTERM),
-        pytest.param("spt", 10, signal.SIGINT, marks=pytest.mark.slow),
-        ("movement", 34, signal.SIGINT),
-        pytest.param("regrowing movement", 23, signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("regrowing movement", 34, signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("spt", 40, signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )
