@@ -463,6 +463,13 @@ def test_a_step_schedule_longer_than_the_run_tells_where_it_ends():
     assert "2 of the 20 sparsity steps" in note and "25% closed" in note
 
 
+def test_a_last_cut_that_no_epoch_follows_is_told():
+    short = {"pruning.sparsity_steps": (50, 90), "pruning.start_epoch": 4}
+    _, (note,) = resolved(short | {"train.epochs": 6})
+    assert "the last cut, to 90% closed, comes after the last of 6 epochs" in note
+    assert resolved(short | {"train.epochs": 7})[1] == resolved({"pruning.end_epoch": 24})[1] == []
+
+
 def test_a_run_that_ends_before_pruning_starts():
     for schedule in ("step", "linear"):
         for epochs in (3, 4):

@@ -148,3 +148,9 @@ def window_notes(config, notes: list[str]) -> None:
             f"the run has {epochs} epochs: it takes {taken} of the {len(cfg.sparsity_steps)} sparsity steps after "
             f"epoch {cfg.start_epoch} and ends at {100 * sparsity_schedule(config)(epochs):g}% closed"
         )
+    elif sparsity_schedule(config)(epochs) > sparsity_schedule(config)(epochs - 1):
+        final = 100 * sparsity_schedule(config)(epochs)
+        notes.append(
+            f"the last cut, to {final:g}% closed, comes after the last of {epochs} epochs: none trains what is left "
+            "(config.train.epochs, config.pruning.start_epoch)"
+        )
