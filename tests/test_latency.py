@@ -40,6 +40,10 @@ def test_a_ratio_takes_more_rounds_where_it_is_noisy_and_ends(monkeypatch):
         clock.now += rng.uniform(0.2, 5)
 
     costing.ratio([noisy, noisy])
+    assert clock.count == 2 * 5  # these take seconds each
+    monkeypatch.setattr(costing, "_MOST_SECONDS", 1e6)
+    clock.count = 0
+    costing.ratio([noisy, noisy])
     assert clock.count == 2 * 55
     clock.count = 0
     costing.ratio([clock.call(1e-3), clock.call(2e-3)])

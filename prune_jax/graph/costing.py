@@ -32,6 +32,8 @@ from prune_jax.pruning.costs import Costs, Table, Term
 WIDTHS = (1.0, 0.75, 0.5, 0.25, 0.1)  # open fractions at which a network is timed
 _ROUNDS = 11
 _MOST_ROUNDS = 5 * _ROUNDS
+_FEWEST_ROUNDS = 5
+_MOST_SECONDS = 5.0  # of a width with the fewest rounds: calls that take a second each vary little
 
 
 def costs(graph: Traced, word: str) -> Costs:
@@ -152,14 +154,15 @@ def ratio(calls: Sequence[Callable[[], Any]]) -> float:
     """The median over rounds of the second call's time in parts of the first's.
 
     Rounds go on until the range of the middle half of them, over the root of their number, is below a fiftieth of the
-    median, but not for ever.
+    median, but neither for ever nor for longer than a few seconds.
     """
     found: list[float] = []
+    end = time.perf_counter() + _MOST_SECONDS
     while len(found) < _MOST_ROUNDS:
-        first, second = turns(calls)
+        first, second = turns(calls, _FEWEST_ROUNDS)
         found += [b / a for a, b in zip(first, second, strict=True)]
         low, middle, high = statistics.quantiles(found, n=4)
-        if (high - low) / len(found) ** 0.5 <= middle / 50:
+        if (high - low) / len(found) ** 0.5 <= middle / 50 or time.perf_counter() > end:
             break
     return statistics.median(found)
 
