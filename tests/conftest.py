@@ -17,6 +17,12 @@ hypothesis_settings.load_profile("fixed")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_runtest_logreport(report):
+    """Tells a failure at once: a run that is ended from outside prints no summary."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\nFAILED {report.nodeid}\n{report.longreprtext[-3000:]}", flush=True)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with glue/ and bert-base-uncased/; skips only where there is none."""
