@@ -37,12 +37,14 @@ def real_data() -> Path:
 def _compile_once(tmp_path_factory):
     """Many tests run the same small network: what one has compiled the others load, and so do the programs they start.
 
-    A folder per worker: without a limit of its size JAX takes no lock, and another process could read half an entry.
+    All workers share a folder. JAX takes no lock on one without a limit of its size; who reads half an entry compiles.
     """
     import jax
 
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_compilation_cache_dir": str(shared / "compiled"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
         "jax_compilation_cache_max_size": -1,  # a limit would look at all files at each new one

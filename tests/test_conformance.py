@@ -125,7 +125,7 @@ def test_the_edges_of_a_method(name):
     params = network(jnp.bfloat16, tied=True)
     params["extra"] = {"one": jnp.ones((1, 1), jnp.bfloat16), "none": jnp.zeros((0, 3), jnp.bfloat16)}
     tx = pj.prune(optax.sgd(1e-2), made(name), pj.steps({1: 0.0, 2: 0.5, 3: 1.0}))
-    state, step = tx.init(params), stepping(tx, made(name))
+    state, step = jax.jit(tx.init)(params), stepping(tx, made(name))
     for target in (0.0, 0.5, 1.0):
         before = jax.tree.map(lambda leaf: leaf.dtype, params)
         params, state = step(params, state)
@@ -135,8 +135,12 @@ def test_the_edges_of_a_method(name):
     assert all(bool(jnp.all(leaf == 0)) for leaf in jax.tree.leaves(params["extra"])) or made(name).alive
 
 
+# What a run hands a method besides gradients, one method of each kind; test_train has magnitude, movement and SPT.
+IN_RUNS = ["sws", "l0", "cofi", "lottery_ticket", "obert", "synflow", "snip", "rigl", "ste", "sensitivity"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(methods.REGISTRY))
+@pytest.mark.parametrize("name", IN_RUNS)
 def test_a_run_of_the_program(name, tmp_path):
     config = common.get_config()
     config.model.name, config.data.task, config.data.source = "lenet_300_100", "digits", "builtin"
@@ -144,7 +148,7 @@ def test_a_run_of_the_program(name, tmp_path):
     config.pruning.update(method=name, start_epoch=0, sparsity_steps=(50, 80))
     config.report.sinks = ()
     config.sws.deviation = 0.01  # else two epochs leave all weights to the zero component, which is a failure
-    if name in ("set", "rigl", "movement", "ste"):
+    if name in ("rigl", "ste"):
         config[name].frequency = 5
     if name == "cofi":
         config.pruning.update(structure="auto", scope="global")
@@ -152,7 +156,7 @@ def test_a_run_of_the_program(name, tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     if methods.scheduled(name):
         assert summary["sparsity"] == pytest.approx(0.8, abs=0.01 if name == "cofi" else 1e-4)  # whole units
-    if name not in ("random", "spt", "lottery_ticket", "grasp"):  # two epochs are too few for these to be above chance
+    if name != "lottery_ticket":  # two epochs are too few for it to be above chance
         assert summary["final_metric"] > 0.3
 
 

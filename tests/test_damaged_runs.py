@@ -69,7 +69,9 @@ def test_what_is_not_a_runs_file_is_told_by_its_name(name, whole, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*OBJECTS, *TABLES])
 def test_no_command_ends_in_a_traceback_or_leaves_a_part(name, whole, tmp_path):
-    for i, (what, content) in enumerate(damaged(name, (whole / name).read_bytes()).items()):
+    contents = damaged(name, (whole / name).read_bytes())
+    some = ("binary", "words", "half", "every value None", "every inner value []")  # the test above has the others
+    for i, (what, content) in enumerate((what, contents[what]) for what in some if what in contents):
         run, out = tmp_path / f"{i}" / "run", tmp_path / f"{i}" / "out"
         shutil.copytree(whole, run)
         (run / name).write_bytes(content)

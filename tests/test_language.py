@@ -152,13 +152,13 @@ def slow_but(fast, names):
 
 
 # One of each kind: what sees a network as trees alone does as it does for BERT, where test_conformance runs them all.
-OTHERS = ["movement", "spt", "sws", "l0", "cofi", "obert", "snip", "lottery_ticket", "rigl"]
+OTHERS = ["movement", "sws", "cofi", "obert"]
 
 
-@pytest.mark.parametrize("name", slow_but(("movement", "spt"), OTHERS))
+@pytest.mark.parametrize("name", slow_but(("movement",), OTHERS))
 def test_methods_of_each_kind_train_it(name, config, tmp_path):
     config.pruning.method, config.model.num_layers = name, 1
-    config.train.epochs = 1 if name != "lottery_ticket" else 2
+    config.train.epochs = 1
     config.pruning.sparsity_steps = (50,)
     summary = train.train_and_evaluate(config, tmp_path / "run")
     assert np.isfinite(summary["final_metric"]) and summary["final_metric"] < 200
@@ -166,7 +166,7 @@ def test_methods_of_each_kind_train_it(name, config, tmp_path):
         assert summary["sparsity"] == pytest.approx(0.5, abs=0.02)
 
 
-@pytest.mark.parametrize("structure", slow_but(("head+ffn",), ["head", "ffn", "head+ffn", "2:4", "query_head"]))
+@pytest.mark.parametrize("structure", slow_but(("head+ffn",), ["head+ffn", "2:4", "query_head"]))
 def test_units_of_it_close(structure, config, tmp_path):
     config.pruning.structure, config.pruning.method, config.train.epochs = structure, "magnitude", 1
     config.pruning.sparsity_steps = (50,)
