@@ -322,6 +322,27 @@ def test_cofi_multiplies_its_masks_and_expects_what_they_leave():
     np.testing.assert_allclose(grads["log_alpha"]["groups"]["ffn"][2], 0, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("whole", "structure", "scope", "message"),
+    [
+        ("ffn", "ffn+hidden", "local", "units of 'ffn' and of 'hidden' meet in up/kernel"),
+        (
+            "ffn+heads",
+            "ffn+hidden",
+            "global",
+            "no group of several units of kind or name 'heads'; allowed: ffn, hidden",
+        ),
+        ("layer", "ffn+layer", "global", "name 'layer'; allowed: ffn, empty"),
+        ("ffn", "unstructured", "local", "name 'ffn'; allowed: empty"),
+    ],
+)
+def test_cofi_tells_what_its_masks_cannot_do(whole, structure, scope, message):
+    plan = plan_lib.make(PARAMS, structure, scope, GROUPS)
+    with pytest.raises(ValueError, match=message):
+        pj.cofi(whole=whole).init({}, PARAMS, plan)
+    assert pj.cofi(whole="ffn").init({}, PARAMS, plan_lib.make(PARAMS, "ffn", "local", GROUPS))
+
+
 @pytest.mark.filterwarnings("ignore:structure=")
 def test_cofi_waits_for_its_schedule():
     """Before it no multiplier grows, and no mask runs so far away that the schedule's steps do not bring it back."""

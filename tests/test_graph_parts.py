@@ -479,6 +479,8 @@ def test_slices_of_an_optimizer_follow():
     dropped = graph.dropped(params, pj.close_groups(graph, params, {"a": [1, 2]}))
     state = pj.shrink_like(graph, dropped, optax.adam(1e-3).init(params))
     assert {leaf.shape for leaf in trees.by_name(state[0].mu).values()} == {(4, 4), (4, 3)}
+    gates = pj.shrink_like(graph, dropped, [{"a": np.ones((4, 6), bool), "b": None}])  # a tree of some of the params
+    assert gates[0]["a"].shape == (4, 4) and gates[0]["b"] is None
 
 
 def test_a_summary_shows_milliseconds_before_and_after():

@@ -233,6 +233,8 @@ nan = np.array([[np.nan] * 6], np.float32)
         (bad(structure="wheels"), "no groups of kind 'wheels'"),
         (bad(fn=lambda p, x: x, params={"bias": np.ones((2, 2), np.float32)}), "no linear layer"),
         (bad(rules={"kernel": pj.KEEP}), "that the rules do not keep"),
+        (bad(structure="a", rules={"kernel": pj.Rule(sparsity=0.9)}), "allowed where units of groups close: pj.KEEP"),
+        (bad(rules={"kernel": pj.Rule(sparsity=0.25, structure="1:2")}), "and 1:2 closes 0.5; allowed: None"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_message(call, message):

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prune_jax as pj
+from prune_jax.pruning import costs, select
 from prune_jax.pruning import plan as plan_lib
-from prune_jax.pruning import select
 
 KEY = jax.random.key(0)
 
@@ -157,3 +157,32 @@ def test_every_n_of_m_is_reached_at_its_own_target(m):
     close = jax.jit(lambda target: plan.close(gates, normal(gates), target, KEY)["w"])
     for k in {*range(0, m, max(1, m // 50)), *(n for n in (53, 59, 251, 253, 502, 511) if n < m)}:
         assert (~np.asarray(close(k / m))).sum() == k
+
+
+def test_a_target_in_weights_counts_joined_features_and_squares_as_they_are():
+    """Against counts of the gates: side by side groups add up, along two axes they multiply, what is in none stays."""
+    first, second = (np.where((np.arange(8) < 4) == half, np.arange(8) % 4, -1) for half in (True, False))
+    groups = (
+        pj.Group("a", "joined", 4, (pj.Member("w", 0, first),)),
+        pj.Group("b", "joined", 4, (pj.Member("w", 0, second),)),
+        pj.Group("s", "square", 4, (pj.Member("v", 0, np.arange(4)), pj.Member("v", 1, np.arange(4)))),
+        pj.Group("l", "layer", 1, (pj.Member("w", 0, np.minimum(first, 0)),)),
+    )
+    shapes = {"w": (8, 6), "v": (4, 4)}
+    assert costs.of_weights(groups[:3], shapes).of({"a": 0.5, "b": 0.25, "s": 0.5}) == 12 + 6 + 4
+    assert costs.of_weights(groups[::3], shapes).of({"a": 0.5, "l": 0.5}) == 24 + 6  # the other half is in no group
+
+    gates = {name: np.ones(shape, bool) for name, shape in shapes.items()}
+    plans = [plan_lib.make(gates, structure, "global", groups) for structure in ("joined", "square", "a")]
+
+    @jax.jit
+    def closed(gates, scores):
+        return [plan.close(gates, scores, 0.75, jax.random.key(0)) for plan in plans]
+
+    joined, square, part = closed(gates, jax.tree.map(np.float32, gates))
+    assert np.sum(joined["w"]) == 12 and np.sum(square["v"]) == 4 and np.sum(part["w"]) == 24 + 6
+
+
+def test_a_network_of_empty_kernels_has_nothing_to_reach():
+    gates = {"w": np.ones((0, 4), bool)}
+    assert plan_lib.make(gates).reach(gates) == 0

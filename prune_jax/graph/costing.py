@@ -27,7 +27,7 @@ from prune_jax.graph import readings
 from prune_jax.graph.traced import Traced
 from prune_jax.pruning import costs as costs_lib
 from prune_jax.pruning import trees
-from prune_jax.pruning.costs import Costs, Table, Term
+from prune_jax.pruning.costs import Costs, Table
 
 WIDTHS = (1.0, 0.75, 0.5, 0.25, 0.1)  # open fractions at which a network is timed
 _ROUNDS = 11
@@ -44,7 +44,7 @@ def costs(graph: Traced, word: str) -> Costs:
         used = costs_lib.of_weights(able, shapes)
         members = {member.name for group in able for member in group.members}
         rest = sum(float(np.prod(shape)) for name, shape in shapes.items() if name not in members)
-        return used._replace(fixed=rest)
+        return used._replace(fixed=used.fixed + rest)
     if word == "flops":
         return _flops(graph)
     if word == "seconds":
@@ -53,7 +53,8 @@ def costs(graph: Traced, word: str) -> Costs:
 
 
 def _flops(graph: Traced) -> Costs:
-    atoms, terms = graph.analysis.atoms, []
+    atoms = graph.analysis.atoms
+    terms: list[costs_lib.Term] = []
     of_atom = {atom: name for name, atom in graph.atoms.items() if graph.groups[name].prunable}
     for step in graph.analysis.steps:
         eqn = step.eqn
@@ -63,12 +64,11 @@ def _flops(graph: Traced) -> Costs:
             continue
         side = 0 if eqn.primitive.name == "dot_general" else 1
         read = [step.frame.axes[eqn.invars[side]][pair[side]] for pair in reading.pairs]  # type: ignore[index]
-        factors = []
-        for axis in [*step.frame.axes[eqn.outvars[0]], *read]:
-            for atom in dict.fromkeys(atoms.leaves(axis)):
-                if atom in of_atom:
-                    factors.append((of_atom[atom], float(np.mean(atoms.units(axis, atom) >= 0))))
-        terms.append(Term(float(dense), tuple(factors)))
+        axes = [
+            {of_atom[atom]: atoms.units(axis, atom) >= 0 for atom in atoms.leaves(axis) if atom in of_atom}
+            for axis in [*step.frame.axes[eqn.outvars[0]], *read]
+        ]
+        terms += costs_lib.spread(float(dense), axes)
     return Costs("flops", tuple(terms))
 
 

@@ -72,7 +72,8 @@ def shrink_like(graph: Graph, cut: dict[str, np.ndarray], tree: Tree) -> Tree:
 
     Args:
       cut: group -> booleans, of graph.dropped(params, gates).
-      tree: params, or anything that holds trees of their structure; the rest of it stays as it is.
+      tree: params, or anything that holds trees of their structure, with None for any leaf, as gates and scores are;
+        the rest of it stays as it is.
     Example:
       >>> import optax, prune_jax as pj
       >>> params = {"a": jnp.ones((1, 2)), "b": jnp.ones((2, 1))}
@@ -82,21 +83,24 @@ def shrink_like(graph: Graph, cut: dict[str, np.ndarray], tree: Tree) -> Tree:
       >>> pj.shrink_like(g, cut, state)[0].trace["a"].shape
       (1, 1)
     """
-    treedef: Any = jax.tree.structure(graph.shapes)
+    absent = lambda leaf: leaf is None  # noqa: E731
+    full, treedef = jax.tree.flatten(graph.shapes, is_leaf=absent)
+    numbers = iter(graph.param_axes)
+    axes_of = [() if shape is None else next(numbers) for shape in full]
     evaluation, _ = graph.evaluation(graph.example_inputs, cut)
 
     def like_params(node: Any) -> bool:
-        return jax.tree.structure(node) == treedef
+        return jax.tree.structure(node, is_leaf=absent) == treedef
 
-    def smaller(leaf: Any, axes: Any, full: jax.ShapeDtypeStruct) -> Any:
-        if np.shape(leaf) != full.shape or all(evaluation.kept(axis) is None for axis in axes):
+    def smaller(leaf: Any, axes: Any, full: jax.ShapeDtypeStruct | None) -> Any:
+        if leaf is None or full is None or np.shape(leaf) != full.shape:
             return leaf
-        return evaluation.take(leaf, axes)
+        return leaf if all(evaluation.kept(axis) is None for axis in axes) else evaluation.take(leaf, axes)
 
     def small(node: Any) -> Any:
         if not like_params(node):
             return node
-        described = zip(jax.tree.leaves(node), graph.param_axes, jax.tree.leaves(graph.shapes), strict=True)
-        return jax.tree.unflatten(jax.tree.structure(node), [smaller(*each) for each in described])
+        leaves = jax.tree.leaves(node, is_leaf=absent)
+        return jax.tree.unflatten(treedef, [smaller(*each) for each in zip(leaves, axes_of, full, strict=True)])
 
     return jax.tree.map(small, tree, is_leaf=like_params)

@@ -19,6 +19,7 @@ which has no axis, scales what reads the units inside it. The paper's layer dist
 
 import contextlib
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -93,6 +94,28 @@ def _at(name: str, along: Tree) -> Tree:
     return functools.reduce(lambda node, part: node.get(part, {}), name.split("/"), along)
 
 
+def _check(plan: Plan, whole: Structure) -> None:
+    """Raises ValueError where masks would multiply and the scope is not of their product, or where whole has no use."""
+    groups = [group for part in plan.parts for group in part.groups]
+    if plan.scope == "local":
+        for (one, a), (other, b) in itertools.combinations([(g, m) for g in groups for m in g.members], 2):
+            apart = a.name != b.name or (a.axis == b.axis and not ((a.units >= 0) & (b.units >= 0)).any())
+            if not apart:
+                raise ValueError(
+                    f"scope is 'local', and units of {one.name!r} and of {other.name!r} meet in {a.name}, where their "
+                    "masks multiply; allowed: global, whose target is of what they leave together"
+                )
+    if whole.text == Options().whole:
+        return  # names what a transformer has, as many as the network has of them
+    for name in whole.kinds:
+        if not any(_whole(group, Structure(name, "groups", (name,))) for group in groups):
+            able = dict.fromkeys(group.kind for group in groups if group.size > 1)
+            raise ValueError(
+                f"whole is {whole.text!r}, and the structure has no group of several units of kind or name {name!r}; "
+                f"allowed: {', '.join([*able, 'empty'])}"
+            )
+
+
 def _whole(group: Group, whole: Structure) -> bool:
     """Whether a group has a mask as a whole besides those of its units."""
     return group.size > 1 and structure_lib.names(whole, group)
@@ -155,6 +178,8 @@ def _most(part: Part) -> float:
 def create(options: Options) -> Method:
     """Learns which heads, columns, channels and layers go; take the loss at pj.sampled.
 
+    Raises:
+      ValueError: at init, groups that meet in a kernel with the local scope; a name in `whole` that no group has.
     Example:
       >>> import optax, prune_jax as pj
       >>> method, schedule = pj.cofi(), pj.linear(0.75, begin=100, end=1000, every=100)
@@ -173,6 +198,7 @@ def create(options: Options) -> Method:
             raise ValueError(f"whole is {options.whole!r}; allowed: kinds or names of groups joined by +, or empty")
 
     def init(params, gates, plan):
+        _check(plan, whole)
         return {"along": _along(plan, whole, gates)}
 
     def init_trainable(params, gates, plan):

@@ -1,6 +1,7 @@
 """pj.oneshot: a pretrained network pruned from calibration data, layer after layer, without training."""
 
 import functools
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from prune_jax.pruning import promotion, trees
 from prune_jax.pruning import structure as structure_lib
 from prune_jax.pruning.method import Method
 from prune_jax.pruning.plan import Rule
-from prune_jax.pruning.structure import Group
+from prune_jax.pruning.structure import Group, Structure
 
 Tree = Any
 
@@ -85,7 +86,8 @@ def oneshot(
       target: what `sparsity` is of, where units close: "units", of each group; "flops", of the operations of a call
         with the first batch, which the groups then share so that the errors of what reads them sum to little. That
         takes a second pass over the batches.
-      rules: pattern -> Rule, as of pj.prune: what stays dense, and kernels with a sparsity or a structure of their own.
+      rules: pattern -> Rule, as of pj.prune: what stays dense, and kernels with a sparsity or a structure of their own;
+        where units close, KEEP alone. An axis is not read: the function says which one counts the inputs.
       correct: whether the survivors are solved for once more, by least squares against the dense layer's outputs.
       weights: per batch an array, such as its mask (examples, tokens): what each place counts in the inputs of dense
         layers that have these leading axes, flattened or not. Without, padding counts as input.
@@ -165,6 +167,10 @@ def _layouts(params: Tree, method: OneShot, usual: Any, sparsity: float, rules: 
         share = sparsity if rule is None or rule.sparsity is None else rule.sparsity
         if form.kind == "groups" and rule is not None and rule.structure:
             raise ValueError(f"a rule's structure is {form.text!r}; allowed: unstructured, block:RxC, n:m")
+        if rule is not None and usual.kind == "groups":
+            raise ValueError(f"the rule of {name} is {rule}; allowed where units of groups close: pj.KEEP")
+        if rule is not None:
+            _check_rule(name, rule, form)
         if form.kind in ("encoder", "unstructured", "groups"):
             layouts[name] = Layout("unstructured", share)
         else:
@@ -173,6 +179,15 @@ def _layouts(params: Tree, method: OneShot, usual: Any, sparsity: float, rules: 
         if layouts[name].kind not in method.kinds and form.kind != "groups":
             raise ValueError(f"structure is {form.text!r}; allowed with {method.name}: {', '.join(method.kinds)}")
     return layouts
+
+
+def _check_rule(name: str, rule: Rule, form: Structure) -> None:
+    """Raises ValueError where a rule asks for a sparsity that its pattern does not have."""
+    n, m = form.sizes
+    if form.kind == "n:m" and rule.sparsity is not None and not math.isclose(rule.sparsity, 1 - n / m, rel_tol=1e-6):
+        raise ValueError(
+            f"the rule of {name} has sparsity {rule.sparsity:g}, and {form.text} closes {1 - n / m:g}; allowed: None"
+        )
 
 
 class _Job:

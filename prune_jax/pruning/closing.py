@@ -35,7 +35,7 @@ def close_units(
     Args:
       per_cost: whether groups that are ranked together go by score per saved cost; else by the scores as they are.
     """
-    if part.structure.kind == "groups" and scope == "global" and (part.costs or len(part.groups) > 1):
+    if part.structure.kind == "groups" and scope == "global" and (part.costs or len(part.groups) > 1 or part.squares):
         left = _close_by_cost(part, flat, opened, means, target, key, per_cost)
     else:
         sets = _sets(part, scope, list(opened))

@@ -105,11 +105,35 @@ class Costs(NamedTuple):
         return {name: max(saved[name], 1e-9 * dense) / (share[name] * sizes[name]) for name in sizes}
 
 
+def spread(cost: float, axes: Sequence[Mapping[str, np.ndarray]]) -> list[Term]:
+    """The terms of a cost that is even over an array: one per part of it that the same groups run through.
+
+    Groups side by side along an axis, as where features are joined, are in terms of their own, which add up; those that
+    share indices of it, and those along different axes, are factors of one term.
+
+    Args:
+      axes: of each axis, group -> (length,) booleans, the indices that belong to its units.
+    """
+    parts: dict[tuple[str, ...], float] = {(): cost}
+    for covered in axes:
+        if covered:
+            rows, counts = np.unique(np.stack(list(covered.values())), axis=1, return_counts=True)
+            cells: dict[tuple[str, ...], float] = {}
+            for names, whole in parts.items():
+                for row, count in zip(rows.T, counts, strict=True):
+                    own = (*names, *(name for name, inside in zip(covered, row, strict=True) if inside))
+                    cells[own] = cells.get(own, 0.0) + whole * float(count / counts.sum())
+            parts = cells
+    return [Term(part, tuple((name, 1.0) for name in names)) for names, part in parts.items()]
+
+
 def of_weights(groups: Sequence[Group], shapes: Mapping[str, tuple[int, ...]]) -> Costs:
-    """The weights that are left of those that the groups run through; a weight may be in several groups."""
-    factors: dict[str, list[tuple[str, float]]] = {}
+    """The weights that are left of the kernels of the groups; `fixed` are those that no unit runs through."""
+    along: dict[str, list[dict[str, np.ndarray]]] = {}
     for group in groups:
         for member in group.members:
-            share = float(np.mean(member.units >= 0))
-            factors.setdefault(member.name, []).append((group.name, share))
-    return Costs("weights", tuple(Term(float(np.prod(shapes[name])), tuple(own)) for name, own in factors.items()))
+            axes = along.setdefault(member.name, [{} for _ in shapes[member.name]])
+            axes[member.axis][group.name] = np.asarray(member.units) >= 0
+    terms = [term for name, axes in along.items() for term in spread(float(np.prod(shapes[name])), axes)]
+    fixed = sum(term.cost for term in terms if not term.factors)
+    return Costs("weights", tuple(term for term in terms if term.factors), fixed=fixed)

@@ -85,8 +85,14 @@ class Part(NamedTuple):
         return sum(math.prod(shapes[name]) - math.prod(int(axis.sum()) for axis in spared[name]) for name in self.names)
 
     def cost(self, flat: Mapping[str, jax.Array]) -> Costs:
-        """What a target counts where the groups are ranked together: the costs given, or the weights of the groups."""
-        return self.costs or costs_lib.of_weights(self.groups, {name: flat[name].shape for name in self.names})
+        """What a target counts where the groups are ranked together: the costs given, or the weights that may close."""
+        shapes = {name: flat[name].shape for name in self.names}
+        return self.costs or costs_lib.of_weights(self.groups, shapes)._replace(fixed=0.0)
+
+    @property
+    def squares(self) -> bool:
+        """Whether a group runs along two axes of a kernel: what it closes there is no multiple of its closed units."""
+        return any(len({m.name for m in group.members}) < len(group.members) for group in self.groups)
 
     def pooled(self, gates: Leaves, scores: Leaves) -> tuple[Leaves, Leaves]:
         """(whether each unit is open, the mean score of each)."""

@@ -87,7 +87,7 @@ class Plan(NamedTuple):
         """The fraction of all gates that may close, which the target is of; gates: the tree, or its shapes."""
         shapes = {name: leaf.shape for name, leaf in trees.by_name(gates).items()}
         covered = sum(part.covered(shapes) for part in self.parts)
-        return covered / sum(map(math.prod, shapes.values()))
+        return covered / max(sum(map(math.prod, shapes.values())), 1)
 
     def close(self, gates: Tree, scores: Tree, target: jax.Array | float, key: jax.Array) -> Tree:
         """Closes open gates, lowest score first, until the target fraction of each set is closed.
