@@ -84,7 +84,8 @@ def shrink_like(graph: Graph, cut: dict[str, np.ndarray], tree: Tree) -> Tree:
       (1, 1)
     """
     absent = lambda leaf: leaf is None  # noqa: E731
-    full, treedef = jax.tree.flatten(graph.shapes, is_leaf=absent)
+    full = jax.tree.leaves(graph.shapes, is_leaf=absent)
+    treedef: Any = jax.tree.structure(graph.shapes, is_leaf=absent)
     numbers = iter(graph.param_axes)
     axes_of = [() if shape is None else next(numbers) for shape in full]
     evaluation, _ = graph.evaluation(graph.example_inputs, cut)
