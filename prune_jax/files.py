@@ -51,6 +51,12 @@ def expanded(text: str, what: str) -> str:
     return os.path.expanduser(os.path.expandvars(text))
 
 
+def visible(folder, pattern: str = "*") -> list[Path]:
+    """The entries of a folder in order, without hidden ones, which notebooks, desktops and archives leave behind."""
+    found = Path(folder).glob(pattern)
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
 def write_bytes(path, data: bytes) -> None:
     """Writes `data` to `path`, whole or not at all."""
     path = Path(path)

@@ -84,3 +84,17 @@ def test_other_data_in_another_place_is_another_run(config, tmp_path):
     ran(config, tmp_path / "run")
     (archive,) = tmp_path.glob("*.zip")
     assert "its config differs in data.train" in (tmp_path / "run" / "run.log").read_text() and archive.stat().st_size
+
+
+def test_other_examples_under_the_same_name_are_another_run(tmp_path):
+    """An edited file went on in silence from the weights that the old one had made."""
+    saved = {"train": {"epochs": 2}, "pruning": {"method": "spt"}}
+    try:
+        assert not workdir.prepare(tmp_path / "run", saved, data="a")
+        (tmp_path / "run" / "checkpoints" / "last" / "3" / "state").mkdir(parents=True)
+        assert workdir.resumes(tmp_path / "run", saved, "a") and workdir.resumes(tmp_path / "run", saved)
+        said = []
+        assert not workdir.prepare(tmp_path / "run", saved, said.append, "b")
+        assert "its data have changed" in said[0] and len(list(tmp_path.glob("run_*.zip"))) == 1
+    finally:
+        workdir.release(tmp_path / "run")

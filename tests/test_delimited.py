@@ -29,7 +29,7 @@ def test_a_file_that_does_not_fit_is_told(name, tmp_path):
     path = tmp_path / "t.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=rf"t\.csv.*{says}"):
-        delimited.separator(path, ("text", "label"))
+        delimited.layout(path, ("text", "label"))
 
 
 @pytest.mark.parametrize(("separator", "name"), [(";", "t.csv"), ("\t", "t.csv"), ("\t", "t.tsv"), (",", "t.csv.gz")])

@@ -14,6 +14,7 @@ from PIL import Image
 from test_data import _datasets_cache, write_hub  # noqa: F401, a fixture
 
 from configs import common, lenet
+from prune_jax import files
 from prune_jax.data import batching, glue, images, own, pictures
 from prune_jax.errors import UserError
 from prune_jax.run import evaluate, inputs, train
@@ -95,6 +96,21 @@ def test_cells_are_taken_as_they_are_written(tmp_path, vocab):
 
 
 @pytest.mark.slow
+def test_a_column_that_nobody_reads_may_hold_anything_late(tmp_path, vocab):
+    """pandas reads 10,000 rows at a time: one column's type was another in the second part, which ended the reading."""
+    rows = [f"{i if i < 20_000 else 'x'},good,{'yes' if i % 2 else 'no'}" for i in range(20_010)]
+    path = write_csv(tmp_path / "t.csv", rows, "id,text,label")
+    config = inputs.resolve(config_of("csv", vocab, train=path), {})[0]
+    table = own._file(glue.task_of(config.data), config.data, path)
+    assert table.num_rows == 20_010 and table["id"][-1] == "x"
+
+
+def test_classes_of_one_number_have_one_order():
+    """1 and 01 are two classes; their order was that of a set, another in each process."""
+    names = [f"{zero}{i}" for i in range(1, 20) for zero in ("0", "")]
+    assert own.in_order(names[::-1]) == tuple(names)
+
+
 def test_a_home_that_cannot_be_written_is_a_warning(tmp_path):
     """A folder below a file cannot be made, whoever asks; so nobody's rights matter."""
     (tmp_path / "file").touch()
@@ -149,6 +165,9 @@ def test_numbers_are_a_regression(tmp_path, vocab):
     found = load("jsonl", vocab, train=path, eval=path, task="regression", metric=("spearman", "mse"))
     assert found.train.labels.tolist() == [0.5, -2, 1e3, 4] and found.task.num_labels == 1
     assert evaluate.metrics(found.task, np.array([[0.5], [0], [1e3], [4]]), found.train.labels)["mse"] == 1
+    huge = write_table(tmp_path, "jsonl", {"text": ["good", "bad"], "label": [1.0, 1e39]}, "huge")
+    with pytest.raises(UserError, match=r"row 2: the label is 1e\+39; allowed: a finite number"):  # infinite in float32
+        load("jsonl", vocab, train=huge, eval=huge, task="regression")
     with pytest.raises(UserError, match=r"4 different values in 8 rows.*config\.data\.task=regression"):
         load("jsonl", vocab, train=path, eval=path)
 
@@ -269,6 +288,24 @@ def test_a_folder_of_classes(mode, channels, tmp_path):
     assert (len(found.train), len(found.evals["eval"])) == (10, 2)
     batch = found.train.batch(np.arange(3), 1, 4)
     assert batch["image"].shape == (4, 12, 10, channels) and 0 <= batch["image"].min() < batch["image"].max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(), (2, 2, 1), (2, 2, 3)])
+def test_grey_of_16_bits_keeps_its_shades(shape, tmp_path):
+    Image.fromarray(np.array([[0, 256], [32768, 65535]], np.uint16)).save(tmp_path / "deep.png")
+    found = pictures.load_image(tmp_path / "deep.png", shape)
+    assert found[..., 0].tolist() == [[0, 1], [128, 255]] and found.shape[2] == (shape or (1,))[-1]
+
+
+def test_what_a_notebook_leaves_behind_is_no_class(tmp_path):
+    folder = write_images(tmp_path / "pets")
+    for name in (".ipynb_checkpoints", "dog/.ipynb_checkpoints"):
+        (tmp_path / "pets" / name).mkdir()
+        (tmp_path / "pets" / name / "0-checkpoint.png").write_bytes(b"")
+    (tmp_path / "pets" / "cat" / "._0.png").write_bytes(b"")
+    found, names = pictures._folder(tmp_path / "pets", ())
+    assert sorted(set(names)) == ["cat", "dog"] and len(found) == 12
+    assert len(files.visible(folder, "**/*")) == 14
 
 
 def test_images_of_several_sizes_are_brought_to_one(tmp_path):

@@ -16,6 +16,7 @@ from prune_jax.data.glue import TASKS
 from prune_jax.errors import UserError
 from prune_jax.run import folder as runs
 from prune_jax.run import predict, submission, train, workdir
+from prune_jax.run.commands import predict as predict_command
 
 ROWS = ["good film,yes", "bad film,no", "a good film,yes", "a bad a,no"] * 8
 
@@ -93,6 +94,12 @@ def test_a_file_keeps_all_its_columns_and_values(suffix, run, tmp_path, capsys):
     assert [row["label"] for row in found] == ["no", "no"] and float(found[0]["weight"]) == 0.123456789
     assert [row["predicted_label"] for row in found] == ["yes", "no"] and found[1]["note"] == "x"
     assert all(0.5 < float(row["predicted_probability"]) <= 1 for row in found)
+
+
+def test_columns_of_one_name_are_all_kept(tmp_path):
+    (tmp_path / "in.csv").write_text("note,text,note,note.1\n\n1,bad,2,3\n\n")
+    (row,), columns = predict_command._read(tmp_path / "in.csv", None, ["text"])
+    assert columns == ["text"] and row == {"note": "1", "text": "bad", "note.2": "2", "note.1": "3"}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ neighbour's values: a text in front of the label then becomes the label.
 import contextlib
 import csv
 import gzip
+import itertools
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
@@ -32,8 +33,24 @@ def cells_of_any_length() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def separator(path, columns: Sequence[str]) -> str:
-    """Reads a file once and returns its separator: the tab of a .tsv, else the one that gives the header `columns`.
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names of columns with a number behind each one that has been there before, so that a row can be a dict.
+
+    Example:
+      >>> distinct(["note", "text", "note"])
+      ['note', 'text', 'note.1']
+    """
+    found: list[str] = []
+    for name in names:
+        spelled = (f"{name}.{i}" if i else name for i in itertools.count())
+        found.append(next(one for one in spelled if one not in found and (one == name or one not in names)))
+    return found
+
+
+def layout(path, columns: Sequence[str]) -> tuple[str, list[str]]:
+    """Reads a file once: (its separator, the names in its header).
+
+    The separator is the tab of a .tsv, else the one that gives the header `columns`.
 
     Args:
       columns: those that are going to be read. Without them in any header the separator is the comma.
@@ -47,8 +64,7 @@ def separator(path, columns: Sequence[str]) -> str:
         with opener(path, "rt", encoding="utf-8-sig", newline="") as file, cells_of_any_length():
             found = "\t" if name.removesuffix(".gz").endswith(".tsv") else _separator_of(file.readline(), columns)
             file.seek(0)
-            _check(name, csv.reader(file, delimiter=found, strict=True), columns)
-            return found
+            return found, _check(name, csv.reader(file, delimiter=found, strict=True), columns)
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8 (byte 0x{error.object[error.start]:02x}); save it as UTF-8, or convert it with iconv"
@@ -65,7 +81,8 @@ def _separator_of(header: str, columns: Sequence[str]) -> str:
     return ","
 
 
-def _check(path: str, reader, columns: Sequence[str]) -> None:
+def _check(path: str, reader, columns: Sequence[str]) -> list[str]:
+    """The header of a table whose rows all fit it."""
     start = 1
     try:
         names = next(reader, [])
@@ -90,3 +107,4 @@ def _check(path: str, reader, columns: Sequence[str]) -> None:
         ) from error
     if not rows:
         raise UserError(f"{path} has no rows")
+    return names

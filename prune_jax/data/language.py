@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from prune_jax import files
 from prune_jax.data import sources
 from prune_jax.data.batching import Batch, labels_and_weights, replaced
 from prune_jax.errors import UserError, first_line
@@ -85,7 +86,7 @@ def read_texts(paths: Sequence[str | Path]) -> str:
     """
     texts = []
     for path in map(Path, paths):
-        found = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+        found = files.visible(path, "*.txt") if path.is_dir() else [path]
         if not found:
             raise UserError(f"{path} holds no .txt file")
         for file in found:

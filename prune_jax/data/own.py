@@ -20,9 +20,10 @@ import numpy as np
 from prune_jax.data import delimited, sources
 from prune_jax.data.glue import OwnTask
 from prune_jax.errors import UserError, first_line
-from prune_jax.files import look_for_hub
+from prune_jax.files import look_for_hub, visible
 
 _EVALS = ("validation", "valid", "dev", "test")  # splits of the hub that are evaluated, the first that is there
+_LARGEST = float(np.finfo(np.float32).max)  # scores are float32
 _MOST_CLASSES = 20  # more are believed where each has two examples on average
 
 
@@ -173,9 +174,11 @@ def _file(task: OwnTask, options, path: str):
     extra: dict[str, Any] = {}
     if options.source == "csv":
         # Else pandas reads "NA" as nothing and "007" as a number; utf-8-sig is UTF-8 that may begin with a mark.
-        columns = (*task.columns, options.label)
-        extra = {"converters": dict.fromkeys(columns, str), "keep_default_na": False, "encoding": "utf-8-sig"}
-        extra["sep"] = delimited.separator(path, columns)
+        # All columns are text, by their places: pandas reads 10,000 rows at a time, and a column whose type is another
+        # in a later part ends the reading, also one that nobody asked for.
+        extra = {"keep_default_na": False, "encoding": "utf-8-sig"}
+        extra["sep"], names = delimited.layout(path, (*task.columns, options.label))
+        extra["converters"] = dict.fromkeys(range(len(names)), str)
     builder = {"jsonl": "json"}.get(options.source, options.source)
     return _load(path, builder, data_files={"rows": [path]}, split="rows", **extra)
 
@@ -183,8 +186,8 @@ def _file(task: OwnTask, options, path: str):
 def _folder(folder: Path) -> dict[str, list]:
     """Texts of classes: CLASS/*.txt holds a text each, CLASS.txt a text per line."""
     texts, labels = [], []
-    for path in sorted(folder.iterdir()):
-        for file in sorted(path.glob("*.txt")) if path.is_dir() else [path] * (path.suffix == ".txt"):
+    for path in visible(folder):
+        for file in visible(path, "*.txt") if path.is_dir() else [path] * (path.suffix == ".txt"):
             how = {"sample_by": "document" if path.is_dir() else "line"}
             found = _load(str(file), "text", data_files={"rows": [str(file)]}, split="rows", **how)["text"][:]
             texts += found
@@ -249,7 +252,7 @@ def _class_name(value) -> str | None:
 def in_order(names: Sequence[str]) -> tuple[str, ...]:
     """Names of classes in the order of their ids: by number where all are whole numbers, else by text."""
     try:
-        return tuple(sorted(set(names), key=int))
+        return tuple(sorted(set(names), key=lambda name: (int(name), name)))  # 1 and 01 in one order in every process
     except ValueError:
         return tuple(sorted(set(names)))
 
@@ -308,4 +311,4 @@ def _number(cell) -> float | None:
         number = float(cell)
     except (TypeError, ValueError):
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= _LARGEST else None

@@ -10,6 +10,7 @@ from prune_jax.data import own, sources
 from prune_jax.data.glue import OwnTask
 from prune_jax.data.images import Images
 from prune_jax.errors import UserError
+from prune_jax.files import visible
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _NAMES = (("images", "labels"), ("x", "y"))  # of the arrays of an npz file
@@ -68,6 +69,8 @@ def load_image(source, shape: tuple[int, ...]) -> np.ndarray:
     try:
         with Image.open(source) as file:
             image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I"):  # 16 bits of grey, which PIL would cut at 255: nearly all of it is white
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             grey = shape[2] == 1 if shape else image.mode in ("1", "L", "LA")
             image = image.convert("L" if grey else "RGB")
             if shape and image.size != (shape[1], shape[0]):
@@ -81,9 +84,9 @@ def _folder(folder: Path, shape) -> tuple[np.ndarray, list[str]]:
     """(pixels, the names of the classes) of FOLDER/CLASS/*.png and *.jpg."""
     files = [
         (path, place.name)
-        for place in sorted(folder.iterdir())
+        for place in visible(folder)
         if place.is_dir()
-        for path in sorted(place.iterdir())
+        for path in visible(place)
         if path.suffix.lower() in _SUFFIXES
     ]
     if not files:

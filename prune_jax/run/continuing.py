@@ -1,6 +1,6 @@
 """Whether an earlier run goes on under a changed config: more epochs, and data that has moved.
 
-Anything else that can change a result makes another run.
+Anything else that can change a result makes another run, also other examples under the same names.
 """
 
 import csv
@@ -39,6 +39,11 @@ def data_of(workdir: Path) -> str:
     """The fingerprint that note_data has kept; "" where there is none."""
     path = workdir / _FILE
     return str(read_json(path).get("sha256", "")) if path.is_file() else ""
+
+
+def has_changed_data(workdir: Path, data: str) -> bool:
+    """Whether the run in `workdir` began with other examples; False where one of the fingerprints is not known."""
+    return bool(data) and data_of(workdir) not in ("", data)
 
 
 def without_moved_data(workdir: Path, differing: Sequence[str], data: str) -> list[str]:

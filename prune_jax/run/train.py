@@ -87,6 +87,9 @@ class _Loop:
         if resuming:
             self.state, self.progress = self.checkpoints.restore_last(abstract)
             self.progress = _START | self.progress  # a run of an earlier version may lack an entry
+            final = self.progress["final"]  # of a run that goes on to more epochs, and perhaps to a greater sparsity
+            if final and final["target_sparsity"] != self.schedule(self.epochs):
+                self.progress["stale"] = 0  # else an end of its patience before would be the end of this one
             console.log(f"resuming after {self.progress['epoch']} epochs and {self.progress['batch']} steps")
         else:
             self.state, self.progress = jax.jit(init, out_shardings=at)(key), dict(_START)

@@ -69,9 +69,10 @@ def _earlier(workdir: Path, shown, config_json: dict, data: str) -> _Earlier | N
     finished, resumes = (workdir / "summary.json").exists(), _has_checkpoint(workdir)
     begun = resumes or _has_checkpoint(workdir / PRETRAIN)
     differing = continuing.without_moved_data(workdir, differing, data)
+    changed = continuing.has_changed_data(workdir, data)
     longer = "train.epochs" in differing and not set(differing) - {"train.epochs", "pruning.end_epoch"}
     if longer and begun:
-        why_not = continuing.why_not_longer(workdir, earlier, given)
+        why_not = continuing.why_not_longer(workdir, earlier, given) or ("its data have changed" if changed else "")
         if not why_not:
             return _Earlier(True, resumes, "")
         return _Earlier(False, False, f"its config differs in train.epochs, and it cannot go on to others: {why_not}")
@@ -80,6 +81,8 @@ def _earlier(workdir: Path, shown, config_json: dict, data: str) -> _Earlier | N
         return _Earlier(False, False, f"its config differs in {', '.join(differing[:3])}{more}")
     if finished or not begun:
         return _Earlier(False, False, "it is finished" if finished else "it has no checkpoint")
+    if changed:
+        return _Earlier(False, False, "its data have changed: they hold other examples now")
     return _Earlier(True, resumes, "")
 
 
@@ -108,10 +111,10 @@ def prepare(workdir, config_json: dict, log: Callable[[str], None] = lambda line
 
     A folder of an earlier run is resumed if the run is unfinished and of the same config. A key that is newer than the
     run has its default there, and a key that no result depends on may have changed; config.json follows it. So may the
-    number of epochs where the schedules allow it, also of a finished run, and where the same data lies. Any other
-    run is zipped beside its folder as <name>_<YYYYmmdd-HHMMSS of its last change>.zip before the folder is emptied, and
-    `log` is told why and where. A new run's config.json is written here, so that the folder is known for a run from its
-    first file on.
+    number of epochs where the schedules allow it, also of a finished run, and where the same data lies. A run whose
+    data hold other examples now does not go on. Any other run is zipped beside its folder as
+    <name>_<YYYYmmdd-HHMMSS of its last change>.zip before the folder is emptied, and `log` is told why and where. A new
+    run's config.json is written here, so that the folder is known for a run from its first file on.
 
     Args:
       data: continuing.fingerprint of the run's data; "", unknown.

@@ -86,15 +86,15 @@ def _read(path: Path, network, columns: list[str] | None) -> tuple[list[dict], l
 
     columns = columns or _columns(network)
     if path.is_dir() or path.suffix.lower() in _IMAGES:
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in _IMAGES) if path.is_dir() else [path]
+        found = [p for p in files.visible(path, "**/*") if p.suffix.lower() in _IMAGES] if path.is_dir() else [path]
         if not found:
             raise UserError(f"{path} holds no images ({', '.join(_IMAGES)})")
         return [{"image": image} for image in found], ["image"]
     try:
         if path.suffix in _TABLES:
-            separator = delimited.separator(path, columns)
+            separator, names = delimited.layout(path, columns)
             with open(path, encoding="utf-8-sig", newline="") as file, delimited.cells_of_any_length():
-                rows = list(csv.DictReader(file, delimiter=separator, restval=""))
+                rows = list(csv.DictReader(file, delimited.distinct(names), delimiter=separator))[1:]
         else:
             lines = path.read_text(encoding="utf-8-sig").split("\n")
             lines = lines[:-1] if lines[-1] == "" else lines
