@@ -3,11 +3,15 @@
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
 from prune_jax import config as config_lib
+from prune_jax import files
 from prune_jax.errors import UserError
 from prune_jax.run import folder as runs
 from prune_jax.tools import average
+
+TOKENIZER = '{"any": "text"}'
 
 
 def make_run(folder, seed=0, columns=4, closed=3):
@@ -19,7 +23,7 @@ def make_run(folder, seed=0, columns=4, closed=3):
     config.train.seed = seed
     (folder / "tokenizer").mkdir(parents=True)
     runs.write(folder, runs.Network(config, params, gates))
-    (folder / "tokenizer" / "tokenizer.json").write_text(f'{{"seed": {seed}}}')
+    (folder / "tokenizer" / "tokenizer.json").write_text(TOKENIZER)
     return params
 
 
@@ -34,7 +38,7 @@ def test_the_mean_of_three(tmp_path, capsys):
     assert {leaf.dtype for leaf in jax.tree.leaves(found.params)} == {np.dtype(np.float32)}
     assert found.config == first.config
     jax.tree.map(np.testing.assert_array_equal, found.gates, first.gates)
-    assert (tmp_path / "mean" / "tokenizer" / "tokenizer.json").read_text() == '{"seed": 0}'
+    assert (tmp_path / "mean" / "tokenizer" / "tokenizer.json").read_text() == TOKENIZER
 
 
 def test_one_network_is_its_own_mean(tmp_path):
@@ -55,3 +59,34 @@ def test_mistakes(tmp_path):
         with pytest.raises(UserError, match=message):
             average.main([a if a.startswith("-") else str(tmp_path / a) for a in arguments])
         assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "sparse", "wide"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        (
+            "data.label_names",
+            ("yes", "no"),
+            r"the outputs are yes, no in one and no, yes in the other \(config\.data\.",
+        ),
+        ("model.num_heads", 6, "config.model.num_heads is 6 in one and 12 in the other"),
+        (None, {"a": 1, "b": 0}, "their tokenizers have other vocabularies"),
+    ],
+)
+def test_other_networks_of_the_same_shapes_have_no_mean(key, value, says, tmp_path):
+    """They were averaged without a word: one's yes with the other's no."""
+    for name in ("run", "other"):
+        make_run(tmp_path / name)
+        config = config_lib.default()
+        config.data.source, config.data.task = "csv", "classification"
+        with config.unlocked(), config.data.ignore_type(), config.model.ignore_type():
+            config.data.label_names, config.model.num_heads = ("no", "yes"), 12
+            if name == "other" and key:
+                room, leaf = key.split(".")
+                config[room][leaf] = value
+        files.write_json(tmp_path / name / "config.json", config_lib.to_json(config))
+        words = value if name == "other" and not key else {"b": 1, "a": 0}
+        model = tokenizers.models.WordLevel(words, unk_token="a")
+        tokenizers.Tokenizer(model).save(str(tmp_path / name / "tokenizer" / "tokenizer.json"))
+    with pytest.raises(UserError, match=f"other and .*run have different networks: {says}"):
+        average.networks([tmp_path / "run", tmp_path / "other"])

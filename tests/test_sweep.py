@@ -94,6 +94,21 @@ def test_a_grid_is_every_combination_once(tmp_path):
     assert values(tuples, "pruning.sparsity_steps") == [(0.5, 0.7), (0.5, 0.9)]
 
 
+def test_a_run_that_has_found_its_classes_keeps_its_folder(tmp_path):
+    """Its config.json has the classes, the plan has not: it was taken for another run, and trained again."""
+    (tmp_path / "films.csv").write_text("text,label\ngood,yes\nbad,no\n")
+    own = ("-m", "tiny", "--set", "data.source=csv", "--set", f"data.train={tmp_path / 'films.csv'}")
+    (run,) = made(*own, tmp_path=tmp_path).runs
+    saved = config_lib.to_json(run.config)
+    saved["data"]["label_names"], saved["report"]["sinks"] = ["no", "yes"], []
+    run.folder.mkdir(parents=True)
+    (run.folder / "config.json").write_text(json.dumps(saved))
+    runs = made(*own, "-l", "1e-3,2e-5", tmp_path=tmp_path).runs
+    assert [one.folder == run.folder for one in runs] == [False, True]
+    orders = made(*own, "--set", "data.label_names=(yes,no),(no,yes)", tmp_path=tmp_path).runs
+    assert [one.folder == run.folder for one in orders] == [False, True]  # another order is another run
+
+
 def test_a_printed_command_makes_the_same_config(tmp_path):
     runs = made(*SMALL, "-ss", "50,70.5", "-se", "-p", "spt,baseline", tmp_path=tmp_path).runs
     code = (

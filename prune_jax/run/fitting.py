@@ -1,18 +1,24 @@
-"""Whether a network that comes from elsewhere fits this run's data: which token is which, and which class is which.
+"""Whether a network that comes from elsewhere fits: which token is which, and which class is which.
 
 Both mistakes are silent ones otherwise: a run of another vocabulary trains on noise, and one whose classes are mixed up
 starts below chance, or learns from a teacher that is wrong.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from prune_jax import config as config_lib
+from prune_jax import files
+from prune_jax.config.rooms import MODELS
 from prune_jax.data import batching, tokenizer
+from prune_jax.data.glue import task_of
 from prune_jax.errors import UserError
 from prune_jax.run import evaluate
+from prune_jax.run import folder as runs
 from prune_jax.run import state as state_lib
 
 Tree = Any
@@ -143,3 +149,42 @@ def class_order(
         f"out on training examples ({named(best)}: {found}, {named(second)}: {right(second):.3f}); "
         f"config.data.label_names={','.join(labels)} in the order of the outputs says which is which"
     )
+
+
+# Networks of the same shapes ------------------------------------------------------------------------------------------
+
+_OF_NO_SHAPE = (  # keys of config.model that make other networks of weights of the same shapes
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "layer_heads",
+    "activation",
+    "architecture",
+    "layer_norm_eps",
+    "rope_theta",
+    "window",
+)
+
+
+def check_alike(first: runs.Network, other: runs.Network, first_folder, other_folder) -> None:
+    """Checks that two runs' networks, whose weights have the same shapes, compute the same of the same weights.
+
+    Raises:
+      UserError: an output is another class, a row of the embedding another token, or the layers compute otherwise.
+    """
+    ours, theirs = (config_lib.completed(network.config) for network in (first, other))
+    classes, others = (task_of(config.data).labels for config in (ours, theirs))
+    problem = ""
+    if classes and others and classes != others:
+        problem = f"the outputs are {', '.join(others)} in one and {', '.join(classes)} in the other "
+        problem += "(config.data.label_names sets their order)"
+    for key in _OF_NO_SHAPE if MODELS[ours.model.name] != "images" else ():
+        here, there = ours.model[key], theirs.model[key]
+        if None not in (here, there) and here != there:
+            problem = problem or f"config.model.{key} is {there} in one and {here} in the other"
+    paths = [Path(folder) / "tokenizer" / "tokenizer.json" for folder in (first_folder, other_folder)]
+    if all(path.is_file() for path in paths) and paths[0].read_bytes() != paths[1].read_bytes():
+        one, two = (files.read_tokenizer(path).get_vocab() for path in paths)
+        problem = problem or ("" if one == two else "their tokenizers have other vocabularies")
+    if problem:
+        raise UserError(f"{other_folder} and {first_folder} have different networks: {problem}")

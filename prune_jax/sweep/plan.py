@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prune_jax import config as config_lib
-from prune_jax.config import defaults, saved
+from prune_jax import files
+from prune_jax.config import defaults, keys, saved
 from prune_jax.config.sizes import SIZES
 from prune_jax.errors import UserError
 from prune_jax.methods import REGISTRY
@@ -237,19 +238,32 @@ def _name(overrides: dict, config, varying: list[str]) -> str:
     return "results_" + re.sub(r"[^\w.=-]+", "-", "_".join(parts)).strip("-")[:120]
 
 
-def _identity(config: dict) -> str:
-    """A text that differs between different runs: the config in JSON's types, with every key of today."""
-    return json.dumps(saved.flat(config), sort_keys=True)
+def _identity(config: dict, without: Sequence[str] = ()) -> str:
+    """A text that differs between different runs: the config in JSON's types, with every key of today but `without`."""
+    return json.dumps({key: value for key, value in saved.flat(config).items() if key not in without}, sort_keys=True)
 
 
-def _known_folders(out: Path) -> dict[str, Path]:
-    """The folders of the runs in `out` by the identity of their configs, whatever their names are."""
-    folders = {}
+def _known_folders(out: Path, configs: dict[str, dict]) -> dict[str, Path]:
+    """The folders of those runs that are in `out` already, whatever their names are.
+
+    Args:
+      configs: of the runs, as JSON has them, by any name. What a run has found in its data is not known here.
+    """
+    ignored = (*keys.FOUND, *keys.WITHOUT_RESULT)
+    there: dict[str, list[tuple[dict, Path]]] = {}
     for path in sorted(out.glob("*/config.json")):
         try:
-            folders[_identity(saved.read(path))] = path.parent
+            config = saved.read(path)
         except UserError:
             continue
+        there.setdefault(_identity(config, ignored), []).append((config, path.parent))
+    folders: dict[str, Path] = {}
+    for name, config in configs.items():
+        for theirs, folder in there.get(_identity(config, ignored), []):
+            differing = set(saved.differing(theirs, config)) - set(keys.WITHOUT_RESULT)
+            if folder not in folders.values() and not differing:
+                folders[name] = folder
+                break
     return folders
 
 
@@ -301,8 +315,8 @@ def make(argv: Sequence[str], doc: str = "") -> tuple[argparse.Namespace, Plan]:
     if mistakes:
         raise Mistakes(list(dict.fromkeys(mistakes)))
 
-    known = _known_folders(out)
-    taken = {known[text].name for text in resolved if text in known}
+    known = _known_folders(out, {text: files.plain(config_lib.to_json(one[0])) for text, one in resolved.items()})
+    taken = {folder.name for folder in known.values()}
     runs = []
     for text, (config, overrides) in resolved.items():
         if text in known:

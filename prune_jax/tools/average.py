@@ -4,7 +4,7 @@
 
 Networks that were fine-tuned from one checkpoint, with other rates, orders or numbers of epochs, lie in one basin.
 Their mean is often better than any of them, at the price of one. Pruned networks must have the same gates closed, as
-networks retrained from one pruned run have.
+networks retrained from one pruned run have. Networks whose classes or tokens are in another order have no mean.
 
 OUT_DIR receives the first run's config.json and tokenizer, and the mean as its best checkpoint. config.model.init_from
 takes such a folder, and so do evaluate, export and compress.
@@ -29,11 +29,12 @@ def networks(folders: Sequence, kind: str = "best") -> runs.Network:
       folders: of the runs; at least one.
       kind: which checkpoint of each, as --kind names it.
     Raises:
-      UserError: a folder is not a run's, or its network has other shapes or other gates than the first.
+      UserError: a folder is not a run's, or its network has other shapes, gates, classes or tokens than the first.
     """
     import jax
 
     from prune_jax.pruning import trees
+    from prune_jax.run import fitting
 
     first = runs.load(folders[0], arguments.kind_of(folders[0], kind))
     total = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), first.params)
@@ -46,9 +47,11 @@ def networks(folders: Sequence, kind: str = "best") -> runs.Network:
                 f"{folder} and {folders[0]} have different networks: {name} is {other_shape} in one and {shape} in the "
                 "other"
             )
-        gates = trees.by_name(other.gates)
-        for name, gate in trees.by_name(first.gates).items():
-            if not np.array_equal(gate, gates[name]):
+        fitting.check_alike(first, other, folders[0], folder)
+        ours, theirs = (trees.by_name(network.gates) for network in (first, other))
+        for name in ours | theirs:
+            one, two = (gates.get(name, True) for gates in (ours, theirs))  # without a gate it is open
+            if not np.array_equal(*np.broadcast_arrays(one, two)):
                 raise UserError(
                     f"{folder} has other gates of {name} closed than {folders[0]}, so their mean would be less sparse "
                     "than they are; average networks that were retrained from one pruned run"
