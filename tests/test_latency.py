@@ -35,19 +35,26 @@ def test_a_ratio_is_right_on_a_machine_that_drifts_and_halts(share, monkeypatch)
 def test_a_ratio_takes_more_rounds_where_it_is_noisy_and_ends(monkeypatch):
     rng, clock = np.random.default_rng(0), Clock(monkeypatch)
 
-    def noisy():
-        clock.count += 1
-        clock.now += rng.uniform(0.2, 5)
+    def noisy(least, most):
+        def run():
+            clock.count += 1
+            clock.now += rng.uniform(least, most)
 
-    costing.ratio([noisy, noisy])
+        return run
+
+    costing.ratio([noisy(0.2, 5)] * 2)
     assert clock.count == 2 * 5  # these take seconds each
-    monkeypatch.setattr(costing, "_MOST_SECONDS", 1e6)
     clock.count = 0
-    costing.ratio([noisy, noisy])
-    assert clock.count == 2 * 55
+    costing.ratio([noisy(0.002, 0.05)] * 2)
+    assert 150 < clock.count < 250  # five seconds
     clock.count = 0
     costing.ratio([clock.call(1e-3), clock.call(2e-3)])
-    assert clock.count < 2 * 55
+    assert clock.count < 100
+
+
+def test_what_says_that_less_takes_longer_is_averaged():
+    assert costing._falling([0.96, 1.0, 1.01, 0.99], 1.0) == pytest.approx([0.99] * 4)
+    assert costing._falling([1.05, 0.9, 0.5, 0.6], 1.0) == pytest.approx([1.0, 0.9, 0.55, 0.55])
 
 
 def test_what_two_groups_would_both_save_is_counted_once():
