@@ -87,11 +87,13 @@ def _close_by_cost(
     flags = jnp.concatenate(list(opened.values()))
     score = jnp.concatenate([means[name] * (sizes[name] / saves[name] if per_cost else 1.0) for name in opened])
     member = np.concatenate([np.full(n, i, np.int32) for i, n in enumerate(counts.values())])
-    # Units are few: a sort costs nothing. A group's last open unit goes after all others, since an empty group may cut
-    # the output off; what the network can do without as a whole is a group of one unit, such as a layer.
-    place = jnp.argsort(jnp.lexsort((jax.random.uniform(key, score.shape), score, ~flags)))
-    last = place == jax.ops.segment_max(jnp.where(flags, place, -1), member, len(counts))[member]
-    order = jnp.lexsort((place, last & jnp.asarray([n > 1 for n in counts.values()])[member], ~flags))
+    order = jnp.lexsort((jax.random.uniform(key, score.shape), score, ~flags))  # units are few: a sort costs nothing
+    if per_cost:
+        # A group's last open unit goes after all others: an empty group may cut the output off, and no score says so.
+        # What a network can do without as a whole is a group of one unit, such as a layer.
+        place = jnp.argsort(order)
+        last = place == jax.ops.segment_max(jnp.where(flags, place, -1), member, len(counts))[member]
+        order = jnp.lexsort((place, last & jnp.asarray([n > 1 for n in counts.values()])[member], ~flags))
     gone = jnp.where(flags[order, None], jax.nn.one_hot(jnp.asarray(member)[order], len(counts)), 0)
     gone = jnp.concatenate([jnp.zeros((1, len(counts))), jnp.cumsum(gone, axis=0)])
     start = jnp.stack([jnp.sum(leaf, dtype=jnp.float32) for leaf in opened.values()])
