@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -186,3 +187,19 @@ def test_a_target_in_weights_counts_joined_features_and_squares_as_they_are():
 def test_a_network_of_empty_kernels_has_nothing_to_reach():
     gates = {"w": np.ones((0, 4), bool)}
     assert plan_lib.make(gates).reach(gates) == 0
+
+
+def test_no_group_is_emptied_before_all_others_have_one_unit():
+    """A narrow group whose scores are all lowest leads to the output alone: without it the network is a constant."""
+    params = {"a": jnp.ones((8, 64)), "b": jnp.full((64, 4), 1.0), "c": jnp.full((4, 2), 1e-3)}
+    graph = pj.trace(lambda p, x: jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["c"], params, jnp.ones((3, 8)))
+    groups = [group for group in graph.groups.values() if group.prunable]
+    assert sorted(group.size for group in groups) == [4, 64]
+    for target in (0.5, 0.9):
+        tx = pj.prune(
+            optax.sgd(0.0), pj.magnitude(), pj.constant(target), scope="global", structure="auto", groups=graph
+        )
+        state = jax.jit(tx.init)(params)
+        _, state = jax.jit(tx.update)(jax.tree.map(jnp.zeros_like, params), state, params)
+        dropped = graph.dropped(params, pj.gates(state))
+        assert min(int((~dropped[group.name]).sum()) for group in groups) == 1
