@@ -234,6 +234,10 @@ nan = np.array([[np.nan] * 6], np.float32)
         (bad(fn=lambda p, x: x, params={"bias": np.ones((2, 2), np.float32)}), "no linear layer"),
         (bad(rules={"kernel": pj.KEEP}), "that the rules do not keep"),
         (bad(structure="a", rules={"kernel": pj.Rule(sparsity=0.9)}), "allowed where units of groups close: pj.KEEP"),
+        (
+            bad(params={"kernel": ones(6, 4), "bias": ones(4, 4)}, rules={"bias": pj.Rule(sparsity=0.9)}),
+            "the rule of bias is .*uses it in no linear layer or convolution; allowed: pj.KEEP",
+        ),
         (bad(rules={"kernel": pj.Rule(sparsity=0.25, structure="1:2")}), "and 1:2 closes 0.5; allowed: None"),
     ],
 )  # fmt: skip

@@ -128,6 +128,7 @@ def oneshot(
             "there is nothing to prune: the network has no linear layer and no convolution that the rules do not keep; "
             f"its weights are {', '.join(list(trees.by_name(params))[:8]) or 'none'}"
         )
+    _check_named(params, dict(rules or {}), walk)
     job = _Job(walk, params, method, layouts, correct, _progress(progress))
     if usual.kind != "groups":
         return job.close_weights()
@@ -179,6 +180,18 @@ def _layouts(params: Tree, method: OneShot, usual: Any, sparsity: float, rules: 
         if layouts[name].kind not in method.kinds and form.kind != "groups":
             raise ValueError(f"structure is {form.text!r}; allowed with {method.name}: {', '.join(method.kinds)}")
     return layouts
+
+
+def _check_named(params: Tree, rules: dict[str, Rule], walk: Walk) -> None:
+    """Raises ValueError where a rule asks for something of a weight that the function meets in no layer."""
+    names = list(trees.by_name(params))
+    met = {names[owner] for site in walk.sites for piece in site.pieces for owner in piece.owners}
+    for name, rule in plan_lib.assigned(params, rules).items():
+        if not rule.keep and name not in met:
+            raise ValueError(
+                f"the rule of {name} is {rule}, and the network uses it in no linear layer or convolution; allowed: "
+                "pj.KEEP"
+            )
 
 
 def _check_rule(name: str, rule: Rule, form: Structure) -> None:
