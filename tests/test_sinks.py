@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from configs import common
 from prune_jax import config as config_lib
 from prune_jax import report
 from prune_jax.errors import UserError
@@ -28,7 +29,7 @@ def with_sinks(config, value):
 
 
 def test_choices_and_forms(small_config):
-    assert resolved(small_config).report.sinks == ("tensorboard",)
+    assert resolved(common.get_config()).report.sinks == ("tensorboard",)
     for given, wanted in [("tensorboard", ("tensorboard",)), ((), ())]:
         assert resolved(with_sinks(small_config, given)).report.sinks == wanted
     for value, says in [(("paper",), "any of tensorboard, wandb, mlflow"), ((1,), "text only")]:
