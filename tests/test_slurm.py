@@ -59,7 +59,10 @@ def test_a_sweep_of_jobs_one_of_which_is_killed(slurm, tmp_path):
     subprocess.run(["scancel", "--signal=KILL", job], env=slurm, check=True)
     said, _ = sweep.communicate(timeout=300)
     assert sweep.returncode == 1, said
-    assert f"[{first.name}] FAILED" in said and f"the job {job} ended without a result" in said
+    assert f"[{first.name}] FAILED" in said
+    # Slurm kills the processes of a step one by one: what waits for the run may still write that it was killed.
+    left_a_result = list((tmp_path / "sweep" / "slurm").glob(f"{job}_*_result.pkl"))
+    assert left_a_result or f"the job {job} ended without a result" in said
     assert f"[{second.name}] done in" in said and (second / "summary.json").is_file()
     assert "sacct" not in said and "warning" not in said.lower()
     done = subprocess.run(command, cwd=tmp_path, env=slurm, timeout=300, check=True, **pipes)
