@@ -317,7 +317,7 @@ def test_a_run_prunes_by_heads_columns_and_the_pooler(method, pooler, small_conf
     )  # with the biases of query, key and value, columns and pooler
     assert cost["parameters"]["dense"] - cost["parameters"]["pruned"] == gone
     rows, length = cost["batch"], cost["length"]
-    assert rows * length == 8 * 32
+    assert rows * length == 8 * 16
     token = 2 * (4 * 16 * 8 + 2 * 16 * 16) + 2 * 2 * length * 8  # the kernels' halves, and the products of a head
     pooled = 2 * (16 * 8 + 2 * 8) if pooler else 0
     assert cost["flops"]["dense"] - cost["flops"]["pruned"] == rows * (length * token + pooled)
