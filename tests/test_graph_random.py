@@ -20,7 +20,7 @@ def test_random_networks_are_cut_as_they_are_gated(data, steps):
 
 
 @pytest.mark.slow
-@settings(max_examples=75, deadline=None, suppress_health_check=QUIET)
+@settings(max_examples=40, deadline=None, suppress_health_check=QUIET)
 @given(st.data(), st.integers(2, 12))
 def test_many_random_networks_are_cut_as_they_are_gated(data, steps):
     assert not random_networks.check(drawn(data), steps, gradient=True)

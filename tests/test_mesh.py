@@ -119,7 +119,7 @@ print(json.dumps(found))
 """
 
 CASES = ("spt head+ffn 1",)  # method, structure, passes of exploration
-MORE = ("movement unstructured 1", "magnitude unstructured 1", "sws unstructured 1", "spt unstructured 2")
+MORE = ("movement unstructured 1", "sws unstructured 1")
 
 
 def on_eight_devices(cases, folder):
