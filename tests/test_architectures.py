@@ -200,6 +200,7 @@ def test_word_pieces_are_transformers(settings, tmp_path):
     assert (again.pad_token, again.cls_token) == (special["pad_token"], special["cls_token"])
 
 
+@pytest.mark.slow
 def test_a_roberta_trains_and_leaves_as_a_roberta(small_config, tmp_path):
     from prune_jax.run import predict, train
     from prune_jax.run.commands import export

@@ -41,6 +41,7 @@ def run(name, arguments, monkeypatch):
     importlib.import_module(f"benchmarks.{name}").main()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_a_benchmark_runs_at_a_tiny_size(name, monkeypatch, capsys):
     run(name, TINY[name], monkeypatch)

@@ -313,6 +313,7 @@ def test_orbax_says_nothing_below_a_warning(checkpoints, caplog):
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_a_network_is_read_without_knowing_its_optimizer(small_config, tmp_path):
     from prune_jax.run import folder as runs
     from prune_jax.run import train
@@ -328,6 +329,7 @@ def test_a_network_is_read_without_knowing_its_optimizer(small_config, tmp_path)
         runs.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_runs_network(small_config, tmp_path):
     from prune_jax.run import folder as runs
     from prune_jax.run import train
@@ -355,6 +357,7 @@ def test_a_run_starts_from_another_runs_network(small_config, tmp_path):
         train.train_and_evaluate(small_config, tmp_path / "fourth")
 
 
+@pytest.mark.slow
 def test_a_run_whose_newest_checkpoint_is_damaged_resumes_from_the_one_before(small_config, tmp_path, monkeypatch):
     from prune_jax.run import train, workdir
 

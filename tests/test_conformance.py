@@ -85,6 +85,7 @@ LIVES = [(name, "unstructured") for name in NAMES] + [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "structure"), LIVES)
 @pytest.mark.usefixtures("compiled_counts")
 def test_the_life_of_a_method(name, structure):
@@ -120,6 +121,7 @@ def test_the_life_of_a_method(name, structure):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_edges_of_a_method(name):
     """bfloat16, equal weights, a kernel of one weight and one of none; closed not at all, then whole."""

@@ -29,6 +29,7 @@ def ran(config, folder):
     return [row["epoch"] for row in read_metrics(folder)]
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_to_more_epochs_as_if_it_had_been_told_at_first(config, tmp_path):
     assert ran(config, tmp_path / "run") == [1, 2, 3]
     config.train.epochs = 5
@@ -38,6 +39,7 @@ def test_a_finished_run_goes_on_to_more_epochs_as_if_it_had_been_told_at_first(c
     assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "why"),
     [

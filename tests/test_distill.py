@@ -58,6 +58,7 @@ def test_soft_losses_equal_float64(temperature):
     np.testing.assert_allclose(scores, (ours - theirs)[:, 0] ** 2, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_logits_travel_by_example_and_come_from_the_cache_again(teacher):
     config, dataset, found = loaded(student(teacher))
     taught, line = distill.teach(found, config, dataset)
@@ -129,6 +130,7 @@ def test_every_second_layer_of_a_deeper_teacher():
     assert found == (1**2 + 3**2) / 2
 
 
+@pytest.mark.slow
 def test_a_pruned_student_trains_and_weight_0_changes_no_bit(teacher, tmp_path):
     def run(name, **distillation):
         config = student(teacher, **distillation)
@@ -159,6 +161,7 @@ def test_a_checkpoint_teaches_in_the_order_of_the_tasks_labels(teacher, tmp_path
 
 
 # By the logits alone; with the teacher in the step.
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden_weight", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
 def test_a_stopped_run_resumes_with_the_cached_logits_to_equal_numbers(teacher, hidden_weight, tmp_path, monkeypatch):
     def run(name):

@@ -133,6 +133,7 @@ def run_page(page: Path, shell: bool = False) -> None:
                 assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 @named([page for page in OUR_WORDS if has_python(page)])
 def test_code_runs_in_the_order_of_the_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

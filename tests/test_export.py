@@ -174,6 +174,7 @@ def test_a_shrunk_network_computes_what_the_gated_one_does(config, pooler, tmp_p
     np.testing.assert_allclose(gated, our_logits(small, hf.load(str(tmp_path / "out")), None, batch), atol=limit)
 
 
+@pytest.mark.slow
 def test_a_shrunk_network_trains_on_and_is_exported_again(config, tmp_path, capsys):
     from prune_jax.run import train
 
@@ -283,6 +284,7 @@ def test_an_export_that_fails_leaves_nothing(config, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shrink", [False, True])
 def test_closed_layers_are_left_out_and_closed_widths_are_zeros(config, shrink, tmp_path):
     config.model.num_layers, config.pruning.method = 3, "magnitude"

@@ -136,6 +136,7 @@ def test_erk_equals_the_papers_loop(target):
     np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [pj.magnitude(), pj.random(), pj.rigl(frequency=1), pj.set(frequency=1)])
 def test_every_method_takes_the_erk_distribution(method):
     params = {
@@ -343,6 +344,7 @@ def test_cofi_tells_what_its_masks_cannot_do(whole, structure, scope, message):
     assert pj.cofi(whole="ffn").init({}, PARAMS, plan_lib.make(PARAMS, "ffn", "local", GROUPS))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:structure=")
 def test_cofi_waits_for_its_schedule():
     """Before it no multiplier grows, and no mask runs so far away that the schedule's steps do not bring it back."""

@@ -181,6 +181,7 @@ def test_a_network_offers_its_groups(name):
     assert all((group.inexact_because is None) == group.exact for group in groups)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_cut_a_network_computes_what_it_did_gated(name):
     found = cut(name, 0.5)

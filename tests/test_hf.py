@@ -98,6 +98,7 @@ def random_batch(rng, vocab, types, rows, length):
     return {"input_ids": ids, "token_type_ids": kinds, "attention_mask": mask}
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     layers=st.integers(1, 2),
@@ -275,6 +276,7 @@ def test_float8_weights_are_told(kind, tmp_path):
         hf.load(str(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["model.init_from", "distill.teacher"])
 def test_weights_that_are_not_finite_are_told_before_the_run(key, small_config, tmp_path):
     from prune_jax.run import folder as runs
@@ -466,6 +468,7 @@ def test_a_config_follows_the_checkpoint_and_a_contradiction_names_both_values(s
     )
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_checkpoint(small_config, tmp_path):
     from prune_jax.run import folder as runs
     from prune_jax.run import train

@@ -59,6 +59,7 @@ def everything(folder):
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["model.init_from", "distill.teacher"])
 @pytest.mark.parametrize("place", ["", "pretrain", "link"])
 def test_a_run_that_reads_its_own_workdir_is_refused_and_left_alone(run, config, key, place, tmp_path):

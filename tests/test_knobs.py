@@ -114,6 +114,7 @@ def task_batch(rows=16, real=13):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "parts"), [("movement", 2), ("spt", 16)])  # 16: some have no real row
 def test_a_step_in_parts_is_the_step_of_the_whole_batch(method, parts, small_config):
     """Weights, scores (SPT's exploration among them), moments and the loss, over two steps."""
@@ -193,6 +194,7 @@ def test_mistakes_name_the_key(key, value, message, small_config):
 # Resuming -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_exactly_with_all_of_them(small_config, tmp_path, monkeypatch):
     small_config.train.update(accumulate=2, label_smoothing=0.1, max_steps=34)
     small_config.model.dtype = "bfloat16"

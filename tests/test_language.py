@@ -84,6 +84,7 @@ def test_a_token_per_byte_brings_any_text_back(tmp_path):
     assert tokenizer.load(str(tmp_path)).ids(text).tolist() == tok.ids(text).tolist()
 
 
+@pytest.mark.slow
 def test_a_run_learns_prunes_and_calls_the_lowest_perplexity_the_best(run):
     folder, summary = run
     with open(folder / "metrics.csv", newline="") as file:
@@ -155,6 +156,7 @@ def slow_but(fast, names):
 OTHERS = ["movement", "sws", "cofi", "obert"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(("movement",), OTHERS))
 def test_methods_of_each_kind_train_it(name, config, tmp_path):
     config.pruning.method, config.model.num_layers = name, 1
@@ -166,6 +168,7 @@ def test_methods_of_each_kind_train_it(name, config, tmp_path):
         assert summary["sparsity"] == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", slow_but(("head+ffn",), ["head+ffn", "2:4", "query_head"]))
 def test_units_of_it_close(structure, config, tmp_path):
     config.pruning.structure, config.pruning.method, config.train.epochs = structure, "magnitude", 1
@@ -177,6 +180,7 @@ def test_units_of_it_close(structure, config, tmp_path):
         assert cost["flops"]["pruned"] < cost["flops"]["dense"]
 
 
+@pytest.mark.slow
 def test_a_larger_decoder_teaches(run, config, tmp_path):
     folder, _ = run
     losses = {}

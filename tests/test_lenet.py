@@ -72,6 +72,7 @@ def test_layer_types_end_with_the_head(name, types):
     assert state_lib.make_plan(model, gates, "unstructured", "local").type_indices(gates)[0] == types
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["mnist", "digits"])
 @pytest.mark.parametrize("name", COUNTS)
 def test_logits_gates_and_gradients(name, task):
@@ -137,6 +138,7 @@ def channels(gates, name, reader):
     return both, open_here
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "structure", "method"),
     [
@@ -163,6 +165,7 @@ def test_channels_and_hidden_units_close_whole(name, structure, method, tmp_path
     assert np.asarray(gates["classifier"]["kernel"]).any(0).all(), "a class was closed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "structure", "widths"),
     [("lenet5_caffe", "channels+columns", [5, 12, 125]), ("lenet_300_100", "hidden", [75, 25])],

@@ -143,6 +143,7 @@ def check(case, found):
     assert {"all-gather", "all-reduce"} <= set(found["collectives"])
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_numbers_of_one_device_and_its_checkpoint_moves_to_another(tmp_path):
     found = on_eight_devices(CASES, tmp_path)
     for case in CASES:

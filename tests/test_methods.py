@@ -132,6 +132,7 @@ def test_scores_follow_the_exponential_average_by_hand():
     np.testing.assert_array_equal(visited, [True, True, True])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("explorations", "chunk"), [(1, 1), (4, 1), (4, 2), (4, 4), (8, 8)])
 @pytest.mark.parametrize("center", [True, False])
 def test_step_equals_a_numpy_replay_of_its_samples(explorations, chunk, center):
@@ -350,6 +351,7 @@ def test_heads_and_columns_are_explored_scored_and_closed_as_units():
     np.testing.assert_array_equal(np.asarray(closed["ffn_output"]["kernel"]).all(1), np.arange(16) >= 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("structure", "options"),
     [
@@ -445,6 +447,7 @@ def run_steps(method, steps, rate=1e-2, closed=0.0):
     return model, batch, states
 
 
+@pytest.mark.slow
 def test_movement_scores_equal_a_float64_reference():
     model, batch, states = run_steps(pj.movement(), 4)
     gradient = jax.jit(jax.grad(lambda p, gates, key: state_lib.batch_loss(model, p, gates, batch, key)))
@@ -475,6 +478,7 @@ def test_movement_closes_the_lowest_scores_and_soft_stays_within_the_schedule():
         assert (~np.asarray(new["a"]["kernel"])).sum() == closed
 
 
+@pytest.mark.slow
 def test_soft_movement_trains_its_scores_by_the_straight_through_gradient_at_their_own_rate():
     soft = pj.movement(threshold="soft", penalty=0.0, score_learning_rate=0.5)
     model, batch, states = run_steps(soft, 1)
@@ -506,6 +510,7 @@ def test_regrowing_movement_chooses_among_all_gates_anew(threshold):
     np.testing.assert_array_equal(np.flatnonzero(~new), range(2 if threshold == "hard" else 12, 20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("threshold", "scores"), [("hard", "sum"), ("hard", "adam"), ("soft", "sum")])
 def test_regrowing_movement_trains_the_scores_of_closed_gates_and_not_their_weights(threshold, scores):
     method = pj.movement(threshold=threshold, scores=scores, regrow=True, penalty=0.0, score_learning_rate=0.1)
@@ -528,6 +533,7 @@ def test_regrowing_movement_trains_the_scores_of_closed_gates_and_not_their_weig
         assert np.any(np.asarray(a) != np.asarray(b))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["magnitude", "movement", "spt"])
 def test_masks_never_reopen(method):
     rng = np.random.default_rng(0)

@@ -88,6 +88,7 @@ def test_far_tails_give_finite_numbers(weight, deviation):
     np.testing.assert_allclose(grads[0], by_weight, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "chunk"), [(1, 1), (12, 4), (13, 4), (3, 4), (5, 1)])
 @pytest.mark.parametrize("components", [1, 3])
 def test_chunked_equals_unchunked(count, chunk, components):

@@ -44,6 +44,7 @@ def test_records_come_back_in_the_order_of_the_epochs(tmp_path):
     assert [path.name for path in report.mixture.draw(tmp_path, RUN)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", [1, 6])
 def test_pictures(tmp_path, epochs):
     keep(tmp_path, epochs)

@@ -32,6 +32,7 @@ def test_presets_have_their_published_sizes(size, millions):
     assert abs(count / 1e6 / millions - 1) < 0.03
 
 
+@pytest.mark.slow
 def test_padding_does_not_change_the_logits():
     model = Bert(BertConfig(**SMALL))
     variables = model.init(jax.random.key(0), *inputs())

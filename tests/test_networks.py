@@ -52,6 +52,7 @@ class Linen(nn.Module):
         return nn.Dense(4, name="head")(nn.LayerNorm(name="norm")(x))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled_counts")
 def test_linen_with_a_convolution_and_three_dimensional_and_scanned_kernels():
     model = Linen()
@@ -97,6 +98,7 @@ class Nnx(nnx.Module):
         return self.head(self.dropout(self.norm(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", [pj.magnitude(), pj.spt(epsilon=0.3), pj.rigl(frequency=2), pj.movement(regrow=True)],
     ids=["magnitude", "spt", "rigl", "regrowing movement"],
@@ -224,6 +226,7 @@ print(json.dumps(out))
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_shard_the_state_as_the_params_and_gather_nothing():
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
@@ -260,6 +263,7 @@ def at_random(info):
     return Pruned(info.plan.close(info.gates, scores, info.target, info.key))
 
 
+@pytest.mark.slow
 def test_set_and_rigl_on_digits():
     """95% sparse from the start: exact at every step, regrown weights start at 0 with no moments, and it helps."""
     (images, labels), (held, truth) = digits()

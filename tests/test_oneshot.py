@@ -81,6 +81,7 @@ def test_rounding_in_the_same_sweep_is_the_papers_algorithm():
     assert max(len(np.unique(np.round(column, 4))) for column in np.asarray(new["kernel"]).T) <= 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", ["unstructured", "2:4", "block:4x2"])
 def test_errors_are_in_the_published_order(structure):
     errors = {}

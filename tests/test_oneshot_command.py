@@ -51,6 +51,7 @@ def flags(checkpoint, target, *more):
             "--length=24", "--batch-size=8", *more]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_checkpoint_becomes_a_pruned_one_that_transformers_loads(checkpoint, tmp_path, capsys):
     assert command_line.main(flags(checkpoint, tmp_path / "out", "--structure=2:4")) == 0
     said = capsys.readouterr().out
@@ -115,6 +116,7 @@ def test_no_text_no_checkpoint_and_a_folder_that_is_there(checkpoint, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_bert_with_the_data_of_its_task(tmp_path, capsys, small_config):
     from prune_jax.run import train
 

@@ -69,6 +69,7 @@ def test_the_layers_of_a_scanned_stack_are_solved_one_after_the_other():
     np.testing.assert_allclose(scanned["w"], jnp.stack(listed), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_nnx_attention_shares_one_hessian_and_sees_pruned_inputs():
     class Block(nnx.Module):
         def __init__(self, rngs):
@@ -95,6 +96,7 @@ def test_nnx_attention_shares_one_hessian_and_sees_pruned_inputs():
     small_fn(small, *batches[0])
 
 
+@pytest.mark.slow
 def test_equinox_with_a_grouped_and_a_plain_convolution_under_vmap():
     class Net(eqx.Module):
         layers: list
@@ -243,6 +245,7 @@ def test_a_refused_kernel_can_be_kept():
     closes_half(net, params, [normal(2, 4, 8)], ["a"], rules={"w": pj.KEEP})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flat", [False, True])
 def test_padding_counts_for_nothing_where_the_weights_say_so(flat):
     """As the same rows without padding, also where a network flattens them; a pooled value counts whole."""
@@ -264,6 +267,7 @@ def test_padding_counts_for_nothing_where_the_weights_say_so(flat):
     assert np.abs(whole["up"] - exact["up"]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_sharded_weights_and_inputs_on_eight_devices():
     script = """
 import jax, jax.numpy as jnp, numpy as np, prune_jax as pj

@@ -42,6 +42,7 @@ def dense(tmp_path_factory):
     return tmp_path_factory.mktemp("dense"), {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sparsegpt", "wanda", "obs", "magnitude"])
 def test_a_network_is_pruned_without_an_epoch(method, config, tmp_path, capsys, dense):
     folder, known = dense
@@ -70,6 +71,7 @@ def test_a_network_is_pruned_without_an_epoch(method, config, tmp_path, capsys, 
         assert command_line.main(["compare", *folders, f"--out={tmp_path / 'compared'}"]) == 0
 
 
+@pytest.mark.slow
 def test_images_and_options_and_least_squares(config, tmp_path):
     config = digits(config)
     errors = {}
@@ -177,6 +179,7 @@ def network():
     return params, [jax.random.normal(keys[0], (64, 8))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5, 0.7])
 def test_the_budget_is_met_and_no_unit_too_many_closes(network, fraction):
     params, batches = network

@@ -252,6 +252,7 @@ def test_balanced_classes_weigh_the_same(tmp_path, vocab):
     assert sums == pytest.approx({0: 6, 1: 6})
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_classes_and_resumes(tmp_path, vocab, small_config):
     path = write_csv(tmp_path / "train.csv", TWELVE * 2)
     small_config.data.update(source="csv", task="sst2", train=path, tokenizer=vocab)

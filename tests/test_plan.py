@@ -93,6 +93,7 @@ def test_rules_are_assigned_to_kernels_first_and_to_others_where_no_kernel_match
         plan_lib.assigned(params, {"count": half})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inputs", [0, 1, 2, -1, -3])
 @pytest.mark.parametrize("scope", plan_lib.SCOPES)
 def test_patterns_and_blocks_along_any_axis(inputs, scope):

@@ -42,6 +42,7 @@ def predicted(capsys, *argv):
     return list(csv.DictReader(capsys.readouterr().out.splitlines(), delimiter="\t"))
 
 
+@pytest.mark.slow
 def test_a_run_its_export_and_its_artifact_agree(run, tmp_path, capsys):
     for command in (["export", run, tmp_path / "hf"], ["compress", run, tmp_path / "run.pjx", "--bits=0"]):
         assert command_line.main(list(map(str, command))) == 0
@@ -218,6 +219,7 @@ def test_the_real_test_splits(real_data):
         assert answers == f"{folder}.tsv"
 
 
+@pytest.mark.slow
 def test_a_submission(tmp_path, small_config, capsys):
     (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY))
     for name in ("cola", "rte"):

@@ -41,6 +41,7 @@ def finished(saved) -> Path:
     return saved / "magnitude" / "finished"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_an_unfinished_run_resumes_and_ends_with_the_same_numbers(saved, method):
     folder = saved / method / "unfinished"

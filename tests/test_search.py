@@ -92,6 +92,7 @@ def test_a_mistake_of_a_trial_is_told_in_its_own_words(tmp_path, monkeypatch):
         search.launch([], tmp_path / "run", tmp_path / "log")
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_where_it_stopped(tmp_path, monkeypatch):
     optuna = pytest.importorskip("optuna")
     config = [

@@ -104,6 +104,7 @@ def test_lowest_equals_numpy_partition_with_ties(levels, closed, k, seed, dtype)
         check_selection(*joined, k[one])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["distinct", "levels", "equal", "half equal", "misleading"])
 @pytest.mark.parametrize("share", [1.1, 0.02])
 def test_a_guess_from_a_sample_changes_no_choice(kind, share, monkeypatch):
@@ -212,6 +213,7 @@ def on_eight_devices():
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["unstructured local", "unstructured global", "2:4 local"])
 def test_sharded_scores_close_the_gates_of_one_device_and_never_travel(how, on_eight_devices):
     found = on_eight_devices[how]

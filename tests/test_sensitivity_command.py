@@ -29,6 +29,7 @@ def table(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_each_kernel_alone_is_closed_by_magnitude(run, tmp_path, capsys):
     assert main(["sensitivity", str(run), "--out", str(tmp_path / "out"), "--levels", "0.2", "0.9"]) == 0
     rows = table(tmp_path / "out" / "sensitivity.csv")

@@ -148,6 +148,7 @@ def test_a_zip_that_no_snapshot_is_leaves_nothing(kind, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_this_program_runs_from_its_own_snapshot(tmp_path):
     command = [sys.executable, "-m", "prune_jax", "snapshot", "-m", "ours", "--out", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)

@@ -54,6 +54,7 @@ def test_a_reloaded_file_computes_the_runs_logits_at_any_batch_and_length(run, t
     assert (tmp_path / "out" / "tokenizer.json").is_file() and "float32" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_listed_lengths_each_have_a_file_and_the_shortest_that_holds_a_batch_takes_it(run, tmp_path, capsys):
     folder, model, params, gates = run
     out = tmp_path / "out"
@@ -161,6 +162,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_all_that_the_graph_cuts_is_cut(name, tmp_path):
     model, structure = NETWORKS[name]

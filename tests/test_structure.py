@@ -83,6 +83,7 @@ def units(gates, layer):
     return heads.all(1), columns.all(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", ["head", "ffn", "head+ffn", "pooler", "head+ffn+pooler"])
 @pytest.mark.parametrize("scope", ["local", "global"])
 @settings(max_examples=8, deadline=None)
@@ -135,6 +136,7 @@ def test_group_scores_by_hand():
     assert blocks.shape == (2, 6) and blocks[1, 1] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["local", "global"])
 def test_blocks_close_whole(scope):
     gates, scores = network()
@@ -154,6 +156,7 @@ def test_blocks_close_whole(scope):
     assert closed["classifier"]["kernel"].all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["local", "global"])
 def test_encoder_closes_gate_by_gate_and_leaves_the_head_open(scope):
     gates, scores = network()
@@ -174,6 +177,7 @@ def test_encoder_closes_gate_by_gate_and_leaves_the_head_open(scope):
     assert make_plan("encoder").below(gates, scores, 0.1) == pytest.approx((own < 0.1).mean())
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(pattern=st.sampled_from([(2, 4), (1, 4), (1, 2), (3, 4)]), targets=st.lists(st.floats(0, 1), max_size=3))
 def test_n_of_m_is_exact_in_every_group_and_never_ahead(pattern, targets):
@@ -214,6 +218,7 @@ def test_below_counts_what_a_threshold_would_close():
     assert make_plan("ffn").below(gates, scores, 0.1) == pytest.approx((columns < 0.1).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["magnitude", "movement", "spt"])
 @pytest.mark.parametrize("structure", ["head+ffn", "ffn+pooler", "2:4"])
 def test_every_method_closes_by_structure(method, structure):
@@ -290,6 +295,7 @@ def test_notes_say_what_the_targets_refer_to(small_config):
     assert any("75% closed, is short of 1:8 (87.5%)" in note for note in config_lib.resolve(small_config, {})[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "pooler"), [pytest.param("magnitude", False, marks=pytest.mark.slow), ("spt", True)]
 )
@@ -326,6 +332,7 @@ def test_a_run_prunes_by_heads_columns_and_the_pooler(method, pooler, small_conf
 WIDE = Bert(BertConfig(vocab_size=50, num_layers=3, d_model=D, num_heads=HEADS, d_ff=FFN, closable=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["local", "global"])
 @pytest.mark.parametrize("structure", ["hidden", "layer", "head+ffn+hidden+layer"])
 def test_widths_and_layers_close_with_all_that_they_run_through(structure, scope):
@@ -351,6 +358,7 @@ def test_widths_and_layers_close_with_all_that_they_run_through(structure, scope
             assert gate.any() != (name.split("/")[0] in gone)
 
 
+@pytest.mark.slow
 def test_a_closed_layer_passes_on_what_it_is_given_and_a_closed_width_is_zero():
     shapes = units_lib.gate_shapes(WIDE, "hidden+layer")
     params = WIDE.init(KEY, *WIDE.example_inputs())["params"]
@@ -383,6 +391,7 @@ def test_a_layer_of_one_head_has_that_head(heads):
             assert sorted(inner) == ["attention_output", "key", "query", "value"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", [pytest.param("hidden+layer", marks=pytest.mark.slow), "head+ffn+hidden+layer"])
 def test_a_run_prunes_widths_and_layers_resumes_evaluates_and_compresses(structure, small_config, tmp_path, capsys):
     from prune_jax import report

@@ -314,6 +314,7 @@ def sweep(tmp_path):
     return Sweep(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_failed_run_does_not_stop_the_others(sweep):
     code, said = sweep.run("--seeds", "0,1,2,3", fake={"1": "mistake", "2": "crash"})
     assert code == 1
@@ -412,6 +413,7 @@ def test_two_jobs_run_at_once_on_their_own_cores(sweep):
         assert not set(used[0]) & set(used[1])
 
 
+@pytest.mark.slow
 def test_a_run_is_known_by_its_config(sweep):
     code, _ = sweep.run("--seeds", "0")
     assert code == 0
@@ -431,6 +433,7 @@ def test_a_run_is_known_by_its_config(sweep):
     assert len(list(sweep.out.glob("results_spt_single_seed0_*.zip"))) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_is_older_than_a_key_is_still_done(sweep):
     code, _ = sweep.run("--seeds", "0,1")
     assert code == 0
@@ -482,6 +485,7 @@ def test_lines_of_a_log():
 # Clusters ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cluster", ["debug", "local"])
 def test_the_same_runs_through_submitit(sweep, cluster):
     pytest.importorskip("submitit")
@@ -494,6 +498,7 @@ def test_the_same_runs_through_submitit(sweep, cluster):
     assert code == 0 and said.count("is done already") == 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_cancels_submitted_jobs(sweep):
     pytest.importorskip("submitit")
     process = sweep.start("--seeds", "0", "--launcher=submitit-local", "--grace", "5", fake={"0": "slow"})

@@ -130,6 +130,7 @@ def assert_same_network(a, b, kind):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step", [pytest.param(5, marks=pytest.mark.slow), 36 + 5]
 )  # in the pretraining of 36 steps; in the retraining
@@ -158,6 +159,7 @@ def test_a_run_stopped_in_either_stage_resumes_to_equal_numbers(step, tmp_path, 
     assert summary["metric_before_quantising"] == numbers(tmp_path / "parts")[-1]["eval_metric"]
 
 
+@pytest.mark.slow
 def test_a_trained_network_is_taken_in_place_of_the_pretraining(tmp_path):
     train.train_and_evaluate(digits(), tmp_path / "first")
     config = digits()
@@ -192,6 +194,7 @@ def test_other_methods_have_no_quantised_network(small_config, tmp_path):
         runs.load(tmp_path / "run", "quantised")
 
 
+@pytest.mark.slow
 def test_a_transformer_under_the_prior(small_config, tmp_path):
     small_config.pruning.method = "sws"
     small_config.sws.embeddings = True

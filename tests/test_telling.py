@@ -68,6 +68,7 @@ def test_the_commands_that_a_run_recommends_are_understood(tmp_path):
         assert not parsed.value.args[1]
 
 
+@pytest.mark.slow
 def test_a_run_prints_no_line_of_its_libraries(tmp_path):
     """A first run, with an empty cache of matplotlib: it used to speak of fonts."""
     command = [

@@ -48,6 +48,7 @@ def assert_same_trees(a, b):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_leaves_its_files_and_meets_every_target(method, small_config, tmp_path):
     small_config.pruning.method = method
@@ -90,6 +91,7 @@ def test_a_run_leaves_its_files_and_meets_every_target(method, small_config, tmp
     assert "epoch 4/4" in (folder / "run.log").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [pytest.param("movement", marks=pytest.mark.slow), "spt"])
 def test_nothing_compiles_after_the_first_epoch(method, small_config, tmp_path, monkeypatch):
     traces = []
@@ -125,6 +127,7 @@ def test_nothing_compiles_after_the_first_epoch(method, small_config, tmp_path, 
     assert set(traces) == {0}, "something was traced after the first epoch"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["spt", pytest.param("movement", marks=pytest.mark.slow)])
 def test_same_seed_same_result_bit_for_bit(method, small_config, tmp_path):
     small_config.pruning.method = method
@@ -152,6 +155,7 @@ def stop_at(monkeypatch, step, number):
     monkeypatch.setattr(batching, "train_batches", batches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "step", "number"),
     [
@@ -186,6 +190,7 @@ def test_a_stopped_run_resumes_to_the_numbers_of_an_undisturbed_one(
     assert not list(tmp_path.glob("*.zip"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("structure", "method", "step"),
     [("hidden+layer", "magnitude", 25), pytest.param("auto", "movement", 33, marks=pytest.mark.slow)],
@@ -213,6 +218,7 @@ def test_a_run_by_groups_stopped_after_its_first_pruning_resumes_to_the_same(
         assert_same_trees(saved_state(tmp_path / "whole", kind), saved_state(tmp_path / "parts", kind))
 
 
+@pytest.mark.slow
 def test_regrowing_movement_reopens_gates_at_every_target(small_config, tmp_path, monkeypatch):
     reopened, original = [], train._Loop.pruned
 
@@ -233,6 +239,7 @@ def test_regrowing_movement_reopens_gates_at_every_target(small_config, tmp_path
     assert reopened[-1] > 0
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_zipped_before_the_next(small_config, tmp_path):
     train.train_and_evaluate(small_config, tmp_path / "run")
     first = numbers(tmp_path / "run")
@@ -280,6 +287,7 @@ def test_mistakes_are_told_before_anything_is_written(small_config, tmp_path):
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled_counts")
 def test_learning_rates_and_hyper_enter_as_arrays(small_config, tmp_path):
     """One compiled step serves every rate and every epsilon."""
@@ -371,6 +379,7 @@ def by_hand(config):
     return params, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "scope", "changes"),
     [
@@ -444,6 +453,7 @@ def test_eight_devices_give_the_numbers_of_one(small_config, tmp_path):
         run_python(code, XLA_FLAGS="--xla_force_host_platform_device_count=8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "task", ["sst2", "stsb", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cola", "mrpc", "rte", "wnli"))]
 )
@@ -463,6 +473,7 @@ def test_every_real_task_trains_and_evaluates(task, small_config, tmp_path, real
     assert {name for name in row if name.startswith("eval_")} == {"eval_loss", "eval_metric"} | ({second} - {None})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [pytest.param("pair", marks=pytest.mark.slow), "regression"])
 def test_the_other_built_in_tasks_train(task, small_config, tmp_path):
     small_config.data.task = task

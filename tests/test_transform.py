@@ -74,6 +74,7 @@ def closed_counts(state):
 # By hand -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.usefixtures("compiled_counts")
 def test_steps_by_hand_with_momentum_and_decay(nesterov):
@@ -130,6 +131,7 @@ def transformation(method, scope="local"):
     return optax.chain(optax.clip_by_global_norm(0.5), pj.prune(inner, method, schedule, scope=scope)), schedule
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.usefixtures("compiled_counts")
 def test_the_life_of_every_method(name, tmp_path):
@@ -178,6 +180,7 @@ def test_the_life_of_every_method(name, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_state_keeps_its_shapes_and_types(name, wide):
@@ -256,6 +259,7 @@ def test_nothing_and_everything(sparsity):
     assert_zeros(params, state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
@@ -278,6 +282,7 @@ def test_empty_and_tiny_kernels(method):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.slow
 def test_bfloat16_params_and_scores():
     params = make_params(dtype=jnp.bfloat16)
     for method in (pj.magnitude(), pj.movement(regrow=False), pj.spt(epsilon=0.2), pj.rigl(frequency=1)):
@@ -304,6 +309,7 @@ def test_soft_weight_sharing_trains_and_packs_few_bits(dtype):
     assert ((packed["out"]["kernel"] != 0) == gates["out"]["kernel"]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_gradient_that_is_not_finite_does_not_stay_in_the_scores(name):
     """As loss scaling makes them: the optimizer skips the step, and so does what the method remembers."""
@@ -605,6 +611,7 @@ class Attributes(NamedTuple):
     rest: list
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tree", "closed"),
     [
@@ -629,6 +636,7 @@ def test_trees_of_any_keys(tree, closed, method):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
     [
