@@ -129,8 +129,9 @@ def window_notes(config, notes: list[str]) -> None:
     cfg, epochs = config.pruning, config.train.epochs
     if not methods.scheduled(cfg.method):
         return
+    target = sparsity_schedule(config)
+    final = target(epochs)
     if cfg.start_epoch >= epochs:
-        final = sparsity_schedule(config)(epochs)
         outcome = f"it ends at {100 * final:g}% closed" if final else "nothing will be pruned"
         notes.append(
             f"pruning starts after {cfg.start_epoch} epochs, and the run has {epochs}: {outcome} "
@@ -146,11 +147,10 @@ def window_notes(config, notes: list[str]) -> None:
         taken = epochs - cfg.start_epoch
         notes.append(
             f"the run has {epochs} epochs: it takes {taken} of the {len(cfg.sparsity_steps)} sparsity steps after "
-            f"epoch {cfg.start_epoch} and ends at {100 * sparsity_schedule(config)(epochs):g}% closed"
+            f"epoch {cfg.start_epoch} and ends at {100 * final:g}% closed"
         )
-    elif sparsity_schedule(config)(epochs) > sparsity_schedule(config)(epochs - 1):
-        final = 100 * sparsity_schedule(config)(epochs)
+    elif final > target(epochs - 1):
         notes.append(
-            f"the last cut, to {final:g}% closed, comes after the last of {epochs} epochs: none trains what is left "
-            "(config.train.epochs, config.pruning.start_epoch)"
+            f"the last cut, to {100 * final:g}% closed, comes after the last of {epochs} epochs: none trains what is "
+            "left (config.train.epochs, config.pruning.start_epoch)"
         )
