@@ -78,15 +78,17 @@ def portion(structure, target, gate):
 
 # Units and patterns are the plan's: methods that every user meets, and those that change weights or exchange gates.
 IN_UNITS = ("magnitude", "movement", "spt", "set", "obert", "l0")
-LIVES = [(name, "unstructured") for name in NAMES] + [
-    pytest.param(name, structure, marks=[pytest.mark.slow] if name in ("obert", "l0") else [])
-    for name in IN_UNITS
-    for structure in ("block:2x2", "2:4")
-]
+LIVES = [(name, "unstructured") for name in NAMES]
+LIVES += [(name, structure) for name in IN_UNITS for structure in ("block:2x2", "2:4")]
+QUICK = ("magnitude", "movement", "spt")  # the other methods are slow
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "structure"), LIVES)
+def slow_but_quick(cases):
+    """Cases, each a tuple whose first is a method, as parameters."""
+    return [pytest.param(*case, marks=() if case[0] in QUICK else pytest.mark.slow) for case in cases]
+
+
+@pytest.mark.parametrize(("name", "structure"), slow_but_quick(LIVES))
 @pytest.mark.usefixtures("compiled_counts")
 def test_the_life_of_a_method(name, structure):
     """Exact at each event, shrinking unless it regrows, closed weights 0, one compilation, resumed to the bit."""
@@ -121,8 +123,7 @@ def test_the_life_of_a_method(name, structure):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but_quick([(name,) for name in NAMES]))
 def test_the_edges_of_a_method(name):
     """bfloat16, equal weights, a kernel of one weight and one of none; closed not at all, then whole."""
     params = network(jnp.bfloat16, tied=True)

@@ -162,7 +162,7 @@ def test_a_checkpoint_teaches_in_the_order_of_the_tasks_labels(teacher, tmp_path
 
 # By the logits alone; with the teacher in the step.
 @pytest.mark.slow
-@pytest.mark.parametrize("hidden_weight", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
+@pytest.mark.parametrize("hidden_weight", [0.0, 1.0])
 def test_a_stopped_run_resumes_with_the_cached_logits_to_equal_numbers(teacher, hidden_weight, tmp_path, monkeypatch):
     def run(name):
         config = student(teacher, hidden_weight=hidden_weight, hidden_match="nearest")

@@ -156,7 +156,6 @@ def slow_but(fast, names):
 OTHERS = ["movement", "sws", "cofi", "obert"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(("movement",), OTHERS))
 def test_methods_of_each_kind_train_it(name, config, tmp_path):
     config.pruning.method, config.model.num_layers = name, 1
@@ -168,7 +167,6 @@ def test_methods_of_each_kind_train_it(name, config, tmp_path):
         assert summary["sparsity"] == pytest.approx(0.5, abs=0.02)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("structure", slow_but(("head+ffn",), ["head+ffn", "2:4", "query_head"]))
 def test_units_of_it_close(structure, config, tmp_path):
     config.pruning.structure, config.pruning.method, config.train.epochs = structure, "magnitude", 1

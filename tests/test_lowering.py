@@ -50,7 +50,6 @@ def steps(name: str, layout: mesh.Layout):
     return (train, (state, batch, rates, hyper)), (prune, (state, number, jax.ShapeDtypeStruct((), bool)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shape"),
     [

@@ -111,6 +111,7 @@ def test_classes_of_one_number_have_one_order():
     assert own.in_order(names[::-1]) == tuple(names)
 
 
+@pytest.mark.slow
 def test_a_home_that_cannot_be_written_is_a_warning(tmp_path):
     """A folder below a file cannot be made, whoever asks; so nobody's rights matter."""
     (tmp_path / "file").touch()

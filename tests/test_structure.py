@@ -296,9 +296,7 @@ def test_notes_say_what_the_targets_refer_to(small_config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("method", "pooler"), [pytest.param("magnitude", False, marks=pytest.mark.slow), ("spt", True)]
-)
+@pytest.mark.parametrize(("method", "pooler"), [("magnitude", False), ("spt", True)])
 def test_a_run_prunes_by_heads_columns_and_the_pooler(method, pooler, small_config, tmp_path):
     from prune_jax import report
     from prune_jax.run import folder as runs
@@ -392,7 +390,7 @@ def test_a_layer_of_one_head_has_that_head(heads):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("structure", [pytest.param("hidden+layer", marks=pytest.mark.slow), "head+ffn+hidden+layer"])
+@pytest.mark.parametrize("structure", ["hidden+layer", "head+ffn+hidden+layer"])
 def test_a_run_prunes_widths_and_layers_resumes_evaluates_and_compresses(structure, small_config, tmp_path, capsys):
     from prune_jax import report
     from prune_jax.__main__ import main

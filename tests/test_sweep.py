@@ -335,6 +335,7 @@ def test_a_failed_run_does_not_stop_the_others(sweep):
     assert tries == {0: "started ", 1: "started ", 2: "started resumed ", 3: "started "}
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_resumes(sweep):
     flags = ("--seeds", "0,1,2", "-max-parallel-jobs", "2")
     process = sweep.start(*flags, fake={"0": "slow", "1": "slow"})

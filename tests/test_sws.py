@@ -131,9 +131,7 @@ def assert_same_network(a, b, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "step", [pytest.param(5, marks=pytest.mark.slow), 36 + 5]
-)  # in the pretraining of 36 steps; in the retraining
+@pytest.mark.parametrize("step", [5, 36 + 5])  # in the pretraining of 36 steps; in the retraining
 def test_a_run_stopped_in_either_stage_resumes_to_equal_numbers(step, tmp_path, monkeypatch):
     train.train_and_evaluate(digits(tau_anneal=0.5), tmp_path / "whole")
     original, count = batching.train_batches, [0]

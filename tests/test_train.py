@@ -92,7 +92,7 @@ def test_a_run_leaves_its_files_and_meets_every_target(method, small_config, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [pytest.param("movement", marks=pytest.mark.slow), "spt"])
+@pytest.mark.parametrize("method", ["movement", "spt"])
 def test_nothing_compiles_after_the_first_epoch(method, small_config, tmp_path, monkeypatch):
     traces = []
     epochs = []
@@ -128,7 +128,7 @@ def test_nothing_compiles_after_the_first_epoch(method, small_config, tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["spt", pytest.param("movement", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["spt", "movement"])
 def test_same_seed_same_result_bit_for_bit(method, small_config, tmp_path):
     small_config.pruning.method = method
     for name in "ab":
@@ -160,8 +160,8 @@ def stop_at(monkeypatch, step, number):
     ("method", "step", "number"),
     [
         ("spt", 17, signal.SIGTERM),
-        pytest.param("regrowing movement", 34, signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param("spt", 40, signal.SIGTERM, marks=pytest.mark.slow),
+        ("regrowing movement", 34, signal.SIGINT),
+        ("spt", 40, signal.SIGTERM),
     ],
 )
 def test_a_stopped_run_resumes_to_the_numbers_of_an_undisturbed_one(
@@ -193,7 +193,7 @@ def test_a_stopped_run_resumes_to_the_numbers_of_an_undisturbed_one(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("structure", "method", "step"),
-    [("hidden+layer", "magnitude", 25), pytest.param("auto", "movement", 33, marks=pytest.mark.slow)],
+    [("hidden+layer", "magnitude", 25), ("auto", "movement", 33)],
 )
 def test_a_run_by_groups_stopped_after_its_first_pruning_resumes_to_the_same(
     structure, method, step, small_config, tmp_path, monkeypatch
@@ -218,7 +218,6 @@ def test_a_run_by_groups_stopped_after_its_first_pruning_resumes_to_the_same(
         assert_same_trees(saved_state(tmp_path / "whole", kind), saved_state(tmp_path / "parts", kind))
 
 
-@pytest.mark.slow
 def test_regrowing_movement_reopens_gates_at_every_target(small_config, tmp_path, monkeypatch):
     reopened, original = [], train._Loop.pruned
 
@@ -384,7 +383,7 @@ def by_hand(config):
     ("method", "scope", "changes"),
     [
         ("magnitude", "global", {}),
-        pytest.param("movement", "local", {"movement.frequency": 3}, marks=pytest.mark.slow),
+        ("movement", "local", {"movement.frequency": 3}),
         ("movement", "local", {"movement.frequency": 3, "movement.regrow": True}),
         ("spt", "local", {"spt.epsilon": 0.05, "spt.explorations": 2}),
         ("spt", "global", {"spt.epsilon": 0.3, "spt.credit": "layer"}),
@@ -454,9 +453,7 @@ def test_eight_devices_give_the_numbers_of_one(small_config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "task", ["sst2", "stsb", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cola", "mrpc", "rte", "wnli"))]
-)
+@pytest.mark.parametrize("task", ["sst2", "stsb", "cola", "mrpc", "rte", "wnli"])
 def test_every_real_task_trains_and_evaluates(task, small_config, tmp_path, real_data):
     small_config.data.source = "tsv"
     small_config.data.dir = str(real_data / "glue")
@@ -474,7 +471,7 @@ def test_every_real_task_trains_and_evaluates(task, small_config, tmp_path, real
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", [pytest.param("pair", marks=pytest.mark.slow), "regression"])
+@pytest.mark.parametrize("task", ["pair", "regression"])
 def test_the_other_built_in_tasks_train(task, small_config, tmp_path):
     small_config.data.task = task
     summary = train.train_and_evaluate(small_config, tmp_path / "run")

@@ -74,7 +74,6 @@ def closed_counts(state):
 # By hand -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.usefixtures("compiled_counts")
 def test_steps_by_hand_with_momentum_and_decay(nesterov):
@@ -180,7 +179,6 @@ def test_the_life_of_every_method(name, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_state_keeps_its_shapes_and_types(name, wide):
