@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from test_data import VOCABULARY
 
 from prune_jax import config as config_lib
+from prune_jax import files
 from prune_jax.errors import UserError
-from prune_jax.sweep import launchers, plan, view
+from prune_jax.run import continuing, inputs
+from prune_jax.sweep import launchers, plan, pool, view
 
 SMALL = ["-m", "tiny", "-t", "single", "--set", "data.source=builtin", "-e", "3"]
 
@@ -107,6 +110,32 @@ def test_a_run_that_has_found_its_classes_keeps_its_folder(tmp_path):
     assert [one.folder == run.folder for one in runs] == [False, True]
     orders = made(*own, "--set", "data.label_names=(yes,no),(no,yes)", tmp_path=tmp_path).runs
     assert [one.folder == run.folder for one in orders] == [False, True]  # another order is another run
+
+
+def test_a_finished_run_whose_data_have_changed_is_trained_again(tmp_path):
+    """It counted as done, though a plain run at its place would have told the difference."""
+    films, vocabulary = tmp_path / "films.csv", tmp_path / "vocab.txt"
+    films.write_text("text,label\n" + 8 * "good film,yes\nbad film,no\n")
+    vocabulary.write_text("\n".join(VOCABULARY))
+    own = ("data.source=csv", f"data.train={films}", f"data.tokenizer={vocabulary}", "train.batch_size=4")
+    (run,) = made("-m", "tiny", *(part for one in own for part in ("--set", one)), tmp_path=tmp_path).runs
+    dataset = inputs.load_data(run.config)
+    saved = config_lib.to_json(inputs.with_found(run.config, dataset.task))
+    run.folder.mkdir(parents=True)
+    for name, content in (("config.json", saved), ("summary.json", {})):
+        files.write_json(run.folder / name, content)
+    continuing.note_data(run.folder, continuing.fingerprint(dataset))
+    before = films.read_text()
+    for text, why in (
+        (before, ""),
+        (before.replace("bad", "a"), "hold other examples"),
+        (before.replace("yes", "zeal"), "data.label_names"),  # the same ids, of classes with another name
+        (None, ""),  # gone, but nothing says that it has changed
+    ):
+        pool._examples.cache_clear()
+        films.write_text(text) if text else films.unlink()
+        job = pool.Job(run, tmp_path)
+        assert why in job.again and bool(why) == bool(job.again) and job.skipped != bool(why)
 
 
 def test_a_printed_command_makes_the_same_config(tmp_path):

@@ -41,7 +41,8 @@ def main(argv: Sequence[str]) -> int:
         print("\n".join(made.lines), flush=True)
         if args.dry_run:
             for run in made.runs:
-                print(f"{run.name}{' (done)' if pool.is_finished(run) else ''}\n  {shlex.join(run.command)}")
+                done = pool.is_finished(run) and not pool.why_again(run)
+                print(f"{run.name}{' (done)' if done else ''}\n  {shlex.join(run.command)}")
             return 0
         out = Path(args.out)
         launcher = _launcher(args, len(made.runs))

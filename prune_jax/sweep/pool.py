@@ -1,14 +1,16 @@
 """Executes the runs of a plan, side by side, until all are done or someone asks to stop."""
 
 import contextlib
+import functools
 import signal
 import time
 from pathlib import Path
 
 from prune_jax import config as config_lib
-from prune_jax import files
+from prune_jax import data, files
 from prune_jax.config import saved
 from prune_jax.errors import UserError
+from prune_jax.run import continuing, inputs
 from prune_jax.sweep import child
 from prune_jax.sweep.launchers import Launcher
 from prune_jax.sweep.plan import Run
@@ -25,8 +27,10 @@ class Job:
         self.state, self.code, self.skipped = "waiting", None, False
         self.handle, self.progress, self.seconds = None, Progress(), 0.0
         self._since, self._read, self._rest = 0.0, 0, b""
+        self.again = ""  # why a run that has finished is trained again
         if is_finished(run):
-            self.state, self.skipped = "finished", True
+            self.again = why_again(run)
+            self.state, self.skipped = ("waiting", False) if self.again else ("finished", True)
 
     def started(self, handle) -> None:
         self.handle, self.state, self._since = handle, "running", time.monotonic()
@@ -62,8 +66,37 @@ def is_finished(run: Run) -> bool:
         config = saved.read(run.folder / "config.json")
     except UserError:
         return False
-    differing = saved.differing(config, files.plain(config_lib.to_json(run.config)))
-    return not any(config_lib.matters(key, run.config.pruning.method) for key in differing)
+    return not _differing(run, config, run.config)
+
+
+def _differing(run: Run, earlier: dict, config) -> list[str]:
+    """The keys that matter in which a saved config differs from a resolved one."""
+    differing = saved.differing(earlier, files.plain(config_lib.to_json(config)))
+    return [key for key in differing if config_lib.matters(key, run.config.pruning.method)]
+
+
+@functools.cache
+def _examples(options: data.DataOptions, batch_size: int):
+    """(the task with the classes that its data have now, the fingerprint of their examples)."""
+    dataset = data.load(options, batch_size)
+    return dataset.task, continuing.fingerprint(dataset)
+
+
+def why_again(run: Run) -> str:
+    """Why a finished run is no result of its config any more: its data hold others now. "" where it is one.
+
+    A run whose data cannot be read, or that has kept no fingerprint of them, stays what it is.
+    """
+    if not continuing.data_of(run.folder):
+        return ""
+    try:
+        task, examples = _examples(data.DataOptions(**run.config.data), run.config.train.batch_size)
+    except UserError:
+        return ""
+    if continuing.has_changed_data(run.folder, examples):
+        return "its data have changed: they hold other examples now"
+    differing = _differing(run, saved.read(run.folder / "config.json"), inputs.with_found(run.config, task))
+    return f"its data have changed: {', '.join(differing)}" if differing else ""
 
 
 @contextlib.contextmanager
@@ -137,6 +170,8 @@ def execute(runs: list[Run], logs: Path, launcher: Launcher, view: View, grace: 
     for job in jobs:
         if job.skipped:
             view.line(f"[{job.run.name}] is done already")
+        if job.again:
+            view.line(f"[{job.run.name}] is trained again: {job.again}")
     since, already = time.monotonic(), sum(job.skipped for job in jobs)
     stopping = _Stopping(grace, view)
     with _signals() as received, contextlib.closing(view):
