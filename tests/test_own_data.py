@@ -209,9 +209,17 @@ def test_a_data_set_of_the_hubs_layout(tmp_path, vocab):
         ({"task": "sentiment"}, r"config\.data\.task is 'sentiment'; allowed: classification, regression with .*csv"),
         ({"text": ("a", "b", "c")}, r"allowed: one or two columns"),
         ({"augment": ("flip",)}, r"config\.data\.augment is flip; allowed with text: nothing"),
-        ({"task": "mnli", "source": "tsv", "dir": ".", "metric": ("f1",)}, r"allowed with mnli: accuracy, macro_f1"),
         (
-            {"task": "rte", "source": "tsv", "dir": ".", "label_names": ("a", "b")},
+            {"task": "mnli", "source": "tsv", "dir": ".", "metric": ("f1",), "train": "", "eval": ""},
+            r"allowed with mnli: accuracy, macro_f1",
+        ),
+        (
+            {"task": "sst2", "source": "hub"},
+            r"data\.eval is '.*t\.csv', and config\.data\.source=hub with .*=sst2 does not",
+        ),
+        ({"task": "single", "source": "builtin", "eval": ""}, r"data\.train is '.*t\.csv', and .*source=builtin with"),
+        (
+            {"task": "rte", "source": "tsv", "dir": ".", "label_names": ("a", "b"), "train": "", "eval": ""},
             r"allowed: those of .*rte in another order: entailment",
         ),
     ],
@@ -220,6 +228,17 @@ def test_mistakes_are_named(data, says, tmp_path, vocab):
     path = write_csv(tmp_path / "t.csv", TWELVE)
     with pytest.raises(UserError, match=says):
         load(data.pop("source", "csv"), vocab, **{"train": path, "eval": path} | data)
+
+
+@pytest.mark.parametrize("label", [["yes", "new"], {"is": "yes"}])
+def test_several_labels_per_row_are_refused(label, tmp_path, vocab):
+    """Each list was a class of its own, by the text that Python makes of it."""
+    rows = [{"text": "good", "label": label if i % 2 else type(label)()} for i in range(8)]  # the first is empty
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(
+        UserError, match=r"t\.jsonl: the column 'label' holds .*; allowed: one class or one number per row"
+    ):
+        load("jsonl", vocab, train=str(tmp_path / "t.jsonl"))
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "csv.gz"])

@@ -155,6 +155,8 @@ def test_images(tmp_path, capsys):
             "--out is 'x.xlsx'; allowed: a file whose name ends in .csv, .tsv, .jsonl",
         ),
         (["--text", "a", "--out", "no/where.csv"], "there is no folder no"),
+        (["--text", "a", "--columns", "b"], "--columns is b; allowed: one or two columns of the file of --in"),
+        (["--in", "t.csv", "--columns", "a", "b", "c"], "--columns is a b c; allowed: one or two columns"),
         (["--glue", "."], "--out is None; allowed: a file whose name ends in .zip"),
     ],
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 from prune_jax.config import keys
 from prune_jax.config.rooms import MODELS
 from prune_jax.config.values import fail, get
-from prune_jax.data.glue import LANGUAGE, PICTURES, check_metrics, is_own, reads_images, task_of
+from prune_jax.data.glue import KINDS, LANGUAGE, PICTURES, TABLES, check_metrics, is_own, reads_images, task_of
 from prune_jax.errors import UserError
 
 _FOLDERS = {
@@ -147,6 +147,17 @@ def _check_text(data) -> None:
         raise fail("data.buckets", data.buckets, f"unset with config.data.task={LANGUAGE}: all windows are as long")
 
 
+def _check_unread(data) -> None:
+    """Checks that nobody's own data are left aside for others: a task of another source reads no data.train."""
+    for key in ("eval", "train"):
+        if data[key] and data.task != LANGUAGE:
+            raise UserError(
+                f"config.data.{key} is {data[key]!r}, and config.data.source={data.source} with config.data.task="
+                f"{data.task} does not read it; allowed: a source that does, {', '.join(TABLES + PICTURES)}, or hub "
+                f"with config.data.task={' or '.join(KINDS)}"
+            )
+
+
 def _check_own_data(data) -> None:
     """Checks the keys of config.data that are about data of the user's own."""
     own, names, shape = is_own(data.task, data.source), data.label_names, data.image_shape
@@ -164,6 +175,7 @@ def _check_own_data(data) -> None:
     ):
         raise fail("data.image_shape", shape, keys.allowed("data.image_shape"))
     if not own:
+        _check_unread(data)
         return
     if data.task == "regression" and data.source in ("text", *PICTURES):
         raise fail("data.task", data.task, f"classification with config.data.source={data.source}")

@@ -216,6 +216,11 @@ def _hub(options, evals_only: bool) -> dict[str, tuple[Any, str]]:
     return {key: (tables[split], f"{name} {split}") for key, split in wanted.items()}
 
 
+def _odd(cells: Sequence) -> Any:
+    """The first cell, which may be empty, that is no single value; None where all are."""
+    return next((cell for cell in cells if isinstance(cell, list | dict | bytes)), None)
+
+
 def _cells(task: OwnTask, label: str, table, where: str) -> _Cells:
     names = list(table) if isinstance(table, dict) else table.column_names
     for column in (*task.columns, label):
@@ -225,10 +230,15 @@ def _cells(task: OwnTask, label: str, table, where: str) -> _Cells:
     texts = []
     for column in task.columns:
         cells = table[column][:]
-        if odd := next((cell for cell in cells if isinstance(cell, list | dict | bytes)), None):
+        if (odd := _odd(cells)) is not None:
             raise UserError(f"{where}: the column {column!r} holds no text: {str(odd)[:60]!r}")
         texts.append(["" if cell is None else str(cell) for cell in cells])
     labels = table[label][:]
+    if (odd := _odd(labels)) is not None:
+        raise UserError(
+            f"{where}: the column {label!r} holds {str(odd)[:60]!r}; allowed: one class or one number per row (several "
+            "labels per row are not supported)"
+        )
     feature = None if isinstance(table, dict) else table.features[label]
     if hasattr(feature, "int2str"):  # a ClassLabel; -1 is a row that has none, as in test splits
         labels = [None if i is None or i < 0 else feature.names[i] for i in labels]

@@ -49,6 +49,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--out is {args.out!r}; allowed: a file whose name ends in {', '.join(suffixes)}")
     if out and not out.absolute().parent.is_dir():
         raise UserError(f"{out} cannot be written: there is no folder {out.parent}")
+    if args.columns and (not args.source or len(args.columns) > 2):
+        raise UserError(f"--columns is {' '.join(args.columns)}; allowed: one or two columns of the file of --in")
     if len(args.paths) > 1 and not args.glue:
         raise UserError("several networks are for --glue alone, one for each task")
 
