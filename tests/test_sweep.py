@@ -132,7 +132,7 @@ def test_a_finished_run_whose_data_have_changed_is_trained_again(tmp_path):
         (before.replace("yes", "zeal"), "data.label_names"),  # the same ids, of classes with another name
         (None, ""),  # gone, but nothing says that it has changed
     ):
-        pool._examples.cache_clear()
+        continuing._read.cache_clear()
         films.write_text(text) if text else films.unlink()
         job = pool.Job(run, tmp_path)
         assert why in job.again and bool(why) == bool(job.again) and job.skipped != bool(why)

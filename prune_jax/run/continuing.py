@@ -4,6 +4,7 @@ Anything else that can change a result makes another run, also other examples un
 """
 
 import csv
+import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from prune_jax import config as config_lib
+from prune_jax import data as data_lib
 from prune_jax.config.schedules import sparsity_schedule
 from prune_jax.files import read_json, write_json
 
@@ -28,6 +30,21 @@ def fingerprint(dataset) -> str:
             digest.update(f"{name} {field} {array.dtype} {array.shape}".encode())
             digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+@functools.cache
+def _read(options: data_lib.DataOptions, batch_size: int):
+    dataset = data_lib.load(options, batch_size)
+    return dataset.task, fingerprint(dataset)
+
+
+def read(config) -> tuple:
+    """(the task with the classes that its data have, their fingerprint) of a resolved config; each data set once.
+
+    Raises:
+      UserError: as data.load.
+    """
+    return _read(data_lib.DataOptions(**config.data), config.train.batch_size)
 
 
 def note_data(workdir: Path, data: str) -> None:

@@ -1,13 +1,12 @@
 """Executes the runs of a plan, side by side, until all are done or someone asks to stop."""
 
 import contextlib
-import functools
 import signal
 import time
 from pathlib import Path
 
 from prune_jax import config as config_lib
-from prune_jax import data, files
+from prune_jax import files
 from prune_jax.config import saved
 from prune_jax.errors import UserError
 from prune_jax.run import continuing, inputs
@@ -75,13 +74,6 @@ def _differing(run: Run, earlier: dict, config) -> list[str]:
     return [key for key in differing if config_lib.matters(key, run.config.pruning.method)]
 
 
-@functools.cache
-def _examples(options: data.DataOptions, batch_size: int):
-    """(the task with the classes that its data have now, the fingerprint of their examples)."""
-    dataset = data.load(options, batch_size)
-    return dataset.task, continuing.fingerprint(dataset)
-
-
 def why_again(run: Run) -> str:
     """Why a finished run is no result of its config any more: its data hold others now. "" where it is one.
 
@@ -90,7 +82,7 @@ def why_again(run: Run) -> str:
     if not continuing.data_of(run.folder):
         return ""
     try:
-        task, examples = _examples(data.DataOptions(**run.config.data), run.config.train.batch_size)
+        task, examples = continuing.read(run.config)
     except UserError:
         return ""
     if continuing.has_changed_data(run.folder, examples):
