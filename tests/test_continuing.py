@@ -7,7 +7,7 @@ from test_data import VOCABULARY
 from test_train import numbers
 
 from prune_jax.report import read_metrics
-from prune_jax.run import train, workdir
+from prune_jax.run import continuing, train, workdir
 
 ROWS = ["good film,yes", "bad film,no", "a good film,yes", "a bad a,no"] * 8
 
@@ -98,5 +98,30 @@ def test_other_examples_under_the_same_name_are_another_run(tmp_path):
         said = []
         assert not workdir.prepare(tmp_path / "run", saved, said.append, "b")
         assert "its data have changed" in said[0] and len(list(tmp_path.glob("run_*.zip"))) == 1
+    finally:
+        workdir.release(tmp_path / "run")
+
+
+def test_another_network_under_the_same_name_is_another_run(tmp_path, small_config):
+    """A run that was stopped went on with another teacher, half of its steps with each."""
+    saved = {"train": {"epochs": 2}, "pruning": {"method": "spt"}}
+    small_config.distill.teacher, small_config.model.init_from = str(tmp_path / "teacher"), str(tmp_path / "dense")
+    save = tmp_path / "teacher" / "checkpoints" / "best" / "2" / "progress"
+    save.mkdir(parents=True)
+    (tmp_path / "dense").mkdir()
+
+    def now(teacher, dense):
+        (save / "metadata").write_text(f'{{"hashes": {{"params/a": {teacher}, "opt_state/a": {dense}}}}}')
+        (tmp_path / "dense" / "model.safetensors").write_bytes(bytes([dense]))
+        return continuing.networks(small_config)
+
+    try:
+        assert not workdir.prepare(tmp_path / "run", saved, data="a", networks=now(1, 1))
+        (tmp_path / "run" / "checkpoints" / "last" / "3" / "state").mkdir(parents=True)
+        assert workdir.resumes(tmp_path / "run", saved, "a", now(1, 1)) and workdir.resumes(tmp_path / "run", saved)
+        assert not workdir.resumes(tmp_path / "run", saved, "a", now(1, 2))
+        said = []
+        assert not workdir.prepare(tmp_path / "run", saved, said.append, "a", now(2, 1))
+        assert "(config.distill.teacher names another network now)" in said[0]
     finally:
         workdir.release(tmp_path / "run")

@@ -124,7 +124,7 @@ def test_a_finished_run_whose_data_have_changed_is_trained_again(tmp_path):
     run.folder.mkdir(parents=True)
     for name, content in (("config.json", saved), ("summary.json", {})):
         files.write_json(run.folder / name, content)
-    continuing.note_data(run.folder, continuing.fingerprint(dataset))
+    continuing.note_inputs(run.folder, continuing.fingerprint(dataset))
     before = films.read_text()
     for text, why in (
         (before, ""),

@@ -1,19 +1,22 @@
 """Whether an earlier run goes on under a changed config: more epochs, and data that has moved.
 
-Anything else that can change a result makes another run, also other examples under the same names.
+Anything else that can change a result makes another run, also other examples, or another network to start or to learn
+from, under the same names.
 """
 
 import csv
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from prune_jax import config as config_lib
 from prune_jax import data as data_lib
 from prune_jax.config.schedules import sparsity_schedule
+from prune_jax.errors import UserError
 from prune_jax.files import read_json, write_json
 
 # Keys that say where data lies. Another value is the same data where the examples are.
@@ -47,9 +50,41 @@ def read(config) -> tuple:
     return _read(data_lib.DataOptions(**config.data), config.train.batch_size)
 
 
-def note_data(workdir: Path, data: str) -> None:
-    """Keeps the fingerprint of a run's data in its folder."""
-    write_json(workdir / _FILE, {"sha256": data})
+def networks(config) -> dict[str, str]:
+    """Hashes of the networks that a resolved config reads, by the key that names each; none of what is not known."""
+    named = {
+        "model.init_from": (config.model.init_from, config.model.init_checkpoint),
+        "distill.teacher": (config.distill.teacher, config.distill.checkpoint),
+    }
+    found = {key: _of_network(*one) for key, one in named.items() if one[0]}
+    return {key: value for key, value in found.items() if value}
+
+
+def _of_network(source: str, kind: str) -> str:
+    """A hash of the network in a run's folder, by the hashes that its checkpoint has, or of a checkpoint's files.
+
+    "" where there is none to be told from another: a name on the hub, or a run of before there were hashes.
+    """
+    digest, folder = hashlib.sha256(), Path(source)
+    saves = [path for path in (folder / "checkpoints" / kind).glob("*") if path.name.isdigit()]
+    try:
+        if saves:
+            newest = max(saves, key=lambda path: int(path.name))
+            hashes = read_json(newest / "progress" / "metadata")["hashes"]
+            own = sorted((name, value) for name, value in hashes.items() if name.split("/")[0] in ("params", "gates"))
+            return hashlib.sha256(repr(own).encode()).hexdigest()
+        files = sorted(folder.glob("*.safetensors"))
+        for path in files:
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    except (OSError, UserError, AttributeError, KeyError):  # whoever reads the network says what is wrong with it
+        return ""
+    return digest.hexdigest() if files else ""
+
+
+def note_inputs(workdir: Path, data: str, read: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Keeps the fingerprint of a run's data, and the hashes of the networks that it reads, in its folder."""
+    write_json(workdir / _FILE, {"sha256": data, "networks": dict(read)})
 
 
 def data_of(workdir: Path) -> str:
@@ -58,9 +93,20 @@ def data_of(workdir: Path) -> str:
     return str(read_json(path).get("sha256", "")) if path.is_file() else ""
 
 
-def has_changed_data(workdir: Path, data: str) -> bool:
-    """Whether the run in `workdir` began with other examples; False where one of the fingerprints is not known."""
-    return bool(data) and data_of(workdir) not in ("", data)
+def why_not_same(workdir: Path, data: str, read: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Says which input of the run in `workdir` is another now; "" where all that is known is the same.
+
+    Args:
+      data: the fingerprint of the data that the config names now, "" if not known; read: as `networks` gives it.
+    """
+    if data and data_of(workdir) not in ("", data):
+        return "its data have changed: they hold other examples now"
+    path = workdir / _FILE
+    before = read_json(path).get("networks") if path.is_file() else None
+    ours = before if isinstance(before, dict) else {}
+    return next(
+        (f"config.{key} names another network now" for key in read if ours.get(key, read[key]) != read[key]), ""
+    )
 
 
 def without_moved_data(workdir: Path, differing: Sequence[str], data: str) -> list[str]:

@@ -422,14 +422,15 @@ def train_and_evaluate(config, workdir, method_of: Callable[..., Method] = metho
         mesh.check_model(layout, network[0], config.model.name)
     workdir = Path(workdir)
     config_json, read = config_lib.to_json(config), continuing.fingerprint(dataset)
+    networks = continuing.networks(config)
     alike = {room: values for room, values in config_json.items() if room != "distributed"}
-    processes.check_same("their data, their config or their workdir", f"{read} {workdir.absolute()} {alike}")
+    processes.check_same("their data, their config or their workdir", f"{read} {networks} {workdir.absolute()} {alike}")
     start = None  # read before anything on disk moves; a pretraining's network is there only later
     if config.model.init_from:
-        resumes = processes.first_says(lambda: workdir_lib.resumes(workdir, config_json, read))
+        resumes = processes.first_says(lambda: workdir_lib.resumes(workdir, config_json, read, networks))
         with processes.together():
             start = None if resumes else network_lib.start(config, dataset, network[0], label_names)
-    resuming = processes.first_says(lambda: workdir_lib.prepare(workdir, config_json, console.log, read))
+    resuming = processes.first_says(lambda: workdir_lib.prepare(workdir, config_json, console.log, read, networks))
     with workdir_lib.room(workdir):
         console.attach(workdir)
         of_plan = (*telling.coverage(network, config), *telling.closed_whole(network, config))

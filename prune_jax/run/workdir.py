@@ -14,8 +14,9 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from prune_jax import files
@@ -54,7 +55,7 @@ class _Earlier(NamedTuple):
     why_not: str
 
 
-def _earlier(workdir: Path, shown, config_json: dict, data: str) -> _Earlier | None:
+def _earlier(workdir: Path, shown, config_json: dict, data: str, networks: Mapping[str, str]) -> _Earlier | None:
     """What is in an existing workdir; None if it is empty. UserError if it holds something that is not a run."""
     if not any(workdir.iterdir()):
         return None
@@ -69,10 +70,10 @@ def _earlier(workdir: Path, shown, config_json: dict, data: str) -> _Earlier | N
     finished, resumes = (workdir / "summary.json").exists(), _has_checkpoint(workdir)
     begun = resumes or _has_checkpoint(workdir / PRETRAIN)
     differing = continuing.without_moved_data(workdir, differing, data)
-    changed = continuing.has_changed_data(workdir, data)
+    changed = continuing.why_not_same(workdir, data, networks)
     longer = "train.epochs" in differing and not set(differing) - {"train.epochs", "pruning.end_epoch"}
     if longer and begun:
-        why_not = continuing.why_not_longer(workdir, earlier, given) or ("its data have changed" if changed else "")
+        why_not = continuing.why_not_longer(workdir, earlier, given) or changed
         if not why_not:
             return _Earlier(True, resumes, "")
         return _Earlier(False, False, f"its config differs in train.epochs, and it cannot go on to others: {why_not}")
@@ -82,15 +83,15 @@ def _earlier(workdir: Path, shown, config_json: dict, data: str) -> _Earlier | N
     if finished or not begun:
         return _Earlier(False, False, "it is finished" if finished else "it has no checkpoint")
     if changed:
-        return _Earlier(False, False, "its data have changed: they hold other examples now")
+        return _Earlier(False, False, changed)
     return _Earlier(True, resumes, "")
 
 
-def resumes(workdir, config_json: dict, data: str = "") -> bool:
+def resumes(workdir, config_json: dict, data: str = "", networks: Mapping[str, str] = MappingProxyType({})) -> bool:
     """Whether prepare would resume the run in `workdir`. Reads alone, so that inputs can be checked before it acts.
 
     Args:
-      config_json, data: as prepare's.
+      config_json, data, networks: as prepare's.
     Raises:
       UserError: workdir is a file, cannot be read, or holds something that is not a run of this program.
     """
@@ -100,24 +101,32 @@ def resumes(workdir, config_json: dict, data: str = "") -> bool:
             return False
         if not workdir.is_dir():
             raise UserError(f"the workdir {shown} is a file; choose a folder with --workdir")
-        earlier = _earlier(workdir, shown, config_json, data)
+        earlier = _earlier(workdir, shown, config_json, data, networks)
         return earlier is not None and earlier.resumes
     except OSError as error:
         raise _unusable(shown, error) from error
 
 
-def prepare(workdir, config_json: dict, log: Callable[[str], None] = lambda line: None, data: str = "") -> bool:
+def prepare(
+    workdir,
+    config_json: dict,
+    log: Callable[[str], None] = lambda line: None,
+    data: str = "",
+    networks: Mapping[str, str] = MappingProxyType({}),
+) -> bool:
     """Makes `workdir` ready for a run of `config_json` and locks it for the life of this process.
 
     A folder of an earlier run is resumed if the run is unfinished and of the same config. A key that is newer than the
     run has its default there, and a key that no result depends on may have changed; config.json follows it. So may the
     number of epochs where the schedules allow it, also of a finished run, and where the same data lies. A run whose
-    data hold other examples now does not go on. Any other run is zipped beside its folder as
-    <name>_<YYYYmmdd-HHMMSS of its last change>.zip before the folder is emptied, and `log` is told why and where. A new
-    run's config.json is written here, so that the folder is known for a run from its first file on.
+    data hold other examples now, or that started or learns from a network that is another now, does not go on. Any
+    other run is zipped beside its folder as <name>_<YYYYmmdd-HHMMSS of its last change>.zip before the folder is
+    emptied, and `log` is told why and where. A new run's config.json is written here, so that the folder is known for a
+    run from its first file on.
 
     Args:
       data: continuing.fingerprint of the run's data; "", unknown.
+      networks: continuing.networks of its config.
     Returns:
       True to resume from checkpoints/last, False to start anew: in an empty folder, or in one that holds what the same
       config's pretraining has left.
@@ -134,7 +143,7 @@ def prepare(workdir, config_json: dict, log: Callable[[str], None] = lambda line
         lock(workdir, shown)
         try:
             workdir.mkdir(exist_ok=True)
-            earlier = _earlier(workdir, shown, config_json, data)
+            earlier = _earlier(workdir, shown, config_json, data, networks)
             if earlier is not None and not earlier.goes_on:
                 archive = _archive(workdir)
                 log(f"archived  the run that was in {shown} ({earlier.why_not}): {archive}")
@@ -142,7 +151,7 @@ def prepare(workdir, config_json: dict, log: Callable[[str], None] = lambda line
             if _run_config(workdir) != plain(config_json):
                 write_json(workdir / "config.json", config_json)
             if data:
-                continuing.note_data(workdir, data)
+                continuing.note_inputs(workdir, data, networks)
             return earlier is not None and earlier.resumes
         except BaseException:
             release(workdir)

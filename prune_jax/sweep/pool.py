@@ -75,7 +75,7 @@ def _differing(run: Run, earlier: dict, config) -> list[str]:
 
 
 def why_again(run: Run) -> str:
-    """Why a finished run is no result of its config any more: its data hold others now. "" where it is one.
+    """Why a finished run is no result of its config any more: what it reads is another now. "" where it is one.
 
     A run whose data cannot be read, or that has kept no fingerprint of them, stays what it is.
     """
@@ -85,8 +85,8 @@ def why_again(run: Run) -> str:
         task, examples = continuing.read(run.config)
     except UserError:
         return ""
-    if continuing.has_changed_data(run.folder, examples):
-        return "its data have changed: they hold other examples now"
+    if why := continuing.why_not_same(run.folder, examples, continuing.networks(run.config)):
+        return why
     differing = _differing(run, saved.read(run.folder / "config.json"), inputs.with_found(run.config, task))
     return f"its data have changed: {', '.join(differing)}" if differing else ""
 
