@@ -483,6 +483,62 @@ def test_slices_of_an_optimizer_follow():
     assert gates[0]["a"].shape == (4, 4) and gates[0]["b"] is None
 
 
+def test_slices_of_any_optimizer_follow_or_are_refused():
+    import optax
+
+    params = weights(a=(4, 6), b=(6, 3))
+    graph = pj.trace(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"], params, normal(2, 4))
+    dropped = graph.dropped(params, pj.close_groups(graph, params, {"a": [1, 2]}))
+    small = pj.shrink_like(graph, dropped, params)
+    labels = {"a": "adam", "b": "none"}
+    for optimizer in (
+        optax.masked(optax.adam(1e-3), {"a": True, "b": False}),
+        optax.multi_transform({"adam": optax.adam(1e-3), "none": optax.set_to_zero()}, labels),
+        optax.MultiSteps(optax.sgd(1e-3, momentum=0.9), 2),
+        optax.lbfgs(memory_size=3),
+        pj.prune(optax.adam(1e-3), pj.movement(), pj.constant(0.5)),
+    ):
+        state, wanted = (jax.eval_shape(optimizer.init, tree) for tree in (params, small))
+        state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
+        cut = pj.shrink_like(graph, dropped, state)
+        assert jax.tree.map(np.shape, cut) == jax.tree.map(np.shape, wanted)
+        assert pj.shrink_like(graph, dropped, cut) is not cut  # what is cut already stays
+    means = {"v_row": {"a": np.zeros(4), "b": np.zeros(3)}}  # of adafactor
+    with pytest.raises(ValueError, match=r"v_row/a is of shape \(4,\), which is not laid out as the weight a"):
+        pj.shrink_like(graph, dropped, means)
+    with pytest.raises(ValueError, match=r"mu is of shape \(42,\), which is not laid out as the weights"):
+        pj.shrink_like(graph, dropped, {"mu": np.zeros(42)})  # of optax.flatten
+    with pytest.raises(ValueError, match=r"cut\['a'\] is \[1, 2\]; allowed: 6 booleans"):
+        pj.shrink_like(graph, {"a": [1, 2]}, params)
+
+
+def test_units_are_numbers_or_booleans_and_gates_are_a_tree_or_a_state():
+    import optax
+
+    params = weights(a=(4, 6), b=(6, 3))
+    graph = pj.trace(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"], params, normal(2, 4))
+    gates = pj.close_groups(graph, params, {"a": [1, 2]})
+    flags = graph.dropped(params, gates)
+    assert np.array_equal(pj.close_groups(graph, params, flags)["a"], gates["a"])
+    for units in ([1.5], [True, False], [6], "a"):
+        with pytest.raises(ValueError, match=r"units of 'a' are .*; allowed: whole numbers from 0 to 5, or 6 bool"):
+            pj.close_groups(graph, params, {"a": units})
+    state = pj.prune(optax.sgd(0.1), pj.magnitude(), pj.constant(0.5)).init(params)._replace(gates=gates)
+    assert pj.shrink(graph, params, (state,))[0]["a"].shape == (4, 4)
+    assert graph.cost(state).flops < graph.cost().flops
+    assert "6 -> 4" in graph.summary(gates=gates)
+    with pytest.raises(ValueError, match="multiple_of is 0; allowed: a whole number from 1"):
+        pj.shrink(graph, params, gates, multiple_of=0)
+    with pytest.raises(TypeError, match="its leaf 'a' is no gate"):
+        pj.shrink(graph, gates, params)
+    with pytest.raises(ValueError, match=r"not those of the trace: a: \(4, 4\), and \(4, 6\) in the trace"):
+        pj.shrink(graph, {**params, "a": params["a"][:, :4]}, gates)
+    with pytest.raises(ValueError, match="a gate of 'params/a', and no weight of this name; the weights are a, b"):
+        pj.shrink(graph, params, {"params": gates})
+    with pytest.raises(ValueError, match="there is a gate of 'a', and no weight of this name"):
+        pj.masked({"params": params}, state)
+
+
 def test_a_summary_shows_milliseconds_before_and_after():
     params = {"a": jnp.ones((64, 2048)), "b": jnp.ones((2048, 64))}
     graph = pj.trace(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"], params, jnp.ones((256, 64)))

@@ -1,6 +1,9 @@
 """Networks really cut: smaller weights, and the function evaluated again at the smaller sizes."""
 
-from collections.abc import Callable
+import functools
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -23,7 +26,7 @@ def shrink(
     full width.
 
     Args:
-      graph: of the function; params: its weights; gates: as of close_groups, or of pj.gates(state).
+      graph: of the function; params: its weights; gates: as of close_groups or of pj.gates(state); or a state.
       exact: False cuts units that are closed in all their gates even where the network then computes something else.
       multiple_of: widths are rounded up to a multiple of this, by closed units that stay.
     Returns:
@@ -60,20 +63,26 @@ def _masked(graph: Graph, cut: dict[str, np.ndarray], small_params: Tree, gates:
     evaluation, _ = graph.evaluation(graph.example_inputs, cut)
     axes = dict(zip(graph.names, graph.param_axes, strict=True))
     leaves = trees.by_name(small_params)
-    for name, gate in trees.by_name(gates).items():
+    for name, gate in graph.by_gate(gates).items():
         leaf = leaves[name]
         scaled = np.asarray(leaf) * evaluation.take(np.asarray(gate), axes[name]).astype(leaf.dtype)
         leaves[name] = jax.device_put(scaled) if isinstance(leaf, jax.Array) else scaled
     return trees.replaced(small_params, leaves)
 
 
-def shrink_like(graph: Graph, cut: dict[str, np.ndarray], tree: Tree) -> Tree:
+def shrink_like(graph: Graph, cut: Mapping[str, np.ndarray], tree: Tree) -> Tree:
     """A tree of arrays with what is cut of the params left out, such as an optimizer's state.
+
+    An array is that of a weight if it stands where the weight does in a tree like the params, or if its path ends as
+    the weight's does, as in a state of optax.masked or optax.multi_transform. It may have further axes in front.
 
     Args:
       cut: group -> booleans, of graph.dropped(params, gates).
       tree: params, or anything that holds trees of their structure, with None for any leaf, as gates and scores are;
-        the rest of it stays as it is.
+        the rest of it stays as it is, and so does what is cut already.
+    Raises:
+      ValueError: cut is none of the graph's; an array is of a weight that is cut and laid out otherwise, as where
+        optax.adafactor keeps the means of its rows, or of all weights joined.
     Example:
       >>> import optax, prune_jax as pj
       >>> params = {"a": jnp.ones((1, 2)), "b": jnp.ones((2, 1))}
@@ -83,25 +92,66 @@ def shrink_like(graph: Graph, cut: dict[str, np.ndarray], tree: Tree) -> Tree:
       >>> pj.shrink_like(g, cut, state)[0].trace["a"].shape
       (1, 1)
     """
+    _check_cut(graph, cut)
     absent = lambda leaf: leaf is None  # noqa: E731
-    full = jax.tree.leaves(graph.shapes, is_leaf=absent)
     treedef: Any = jax.tree.structure(graph.shapes, is_leaf=absent)
-    numbers = iter(graph.param_axes)
-    axes_of = [() if shape is None else next(numbers) for shape in full]
+    full, axes = trees.by_name(graph.shapes), dict(zip(graph.names, graph.param_axes, strict=True))
     evaluation, _ = graph.evaluation(graph.example_inputs, cut)
+    lengths = {
+        name: tuple(evaluation.length(axis, n) for axis, n in zip(axes[name], leaf.shape, strict=True))
+        for name, leaf in full.items()
+    }
+    smaller = {name: shape for name, shape in lengths.items() if shape != full[name].shape}
+    total = sum(math.prod(leaf.shape) for leaf in full.values())
 
     def like_params(node: Any) -> bool:
         return jax.tree.structure(node, is_leaf=absent) == treedef
 
-    def smaller(leaf: Any, axes: Any, full: jax.ShapeDtypeStruct | None) -> Any:
-        if leaf is None or full is None or np.shape(leaf) != full.shape:
+    def small(path: tuple, node: Any) -> Any:
+        if like_params(node):
+            return jax.tree_util.tree_map_with_path(functools.partial(taken, path), node, is_leaf=absent)
+        return taken((), path, node)
+
+    def taken(before: tuple, path: tuple, leaf: Any) -> Any:
+        """A leaf at a path in a tree like the params, which itself stands at another; () for one in any other tree."""
+        where = trees.name((*before, *path))
+        name = trees.name(path) if before else _ending(where, full)
+        shape = np.shape(leaf)
+        if leaf is None or len(shape) == 0 or math.prod(shape) <= 1:
             return leaf
-        return leaf if all(evaluation.kept(axis) is None for axis in axes) else evaluation.take(leaf, axes)
+        if name in smaller:
+            own = full[name].shape
+            front = shape[: len(shape) - len(own)]
+            if (*front, *own) == shape and front != own:  # which may be the weight's axes once more
+                return evaluation.take(leaf, axes[name], len(front))
+            if (*front, *smaller[name]) == shape:
+                return leaf
+        elif not (smaller and shape == (total,)):
+            return leaf
+        weight = f"the weight {name} of shape {full[name].shape}" if name in smaller else "the weights"
+        raise ValueError(
+            f"{where} is of shape {shape}, which is not laid out as {weight}; allowed: arrays that are, and in their "
+            "place what init of the optimizer makes of the small params"
+        )
 
-    def small(node: Any) -> Any:
-        if not like_params(node):
-            return node
-        leaves = jax.tree.leaves(node, is_leaf=absent)
-        return jax.tree.unflatten(treedef, [smaller(*each) for each in zip(leaves, axes_of, full, strict=True)])
+    return jax.tree_util.tree_map_with_path(small, tree, is_leaf=like_params)
 
-    return jax.tree.map(small, tree, is_leaf=like_params)
+
+def _ending(name: str, weights: Collection[str]) -> str | None:
+    """The weight that a path ends with, the longest; one entry of a list that stands in its place counts as it."""
+    for ended in (name, re.sub(r"/\d+$", "", name)):
+        found = [weight for weight in weights if f"/{ended}".endswith(f"/{weight}")]
+        if found:
+            return max(found, key=len)
+    return None
+
+
+def _check_cut(graph: Graph, cut: Any) -> None:
+    """Raises ValueError or TypeError for what is not as graph.dropped returns it."""
+    if not isinstance(cut, Mapping):
+        raise TypeError(f"cut is a {type(cut).__name__}; allowed: what graph.dropped(params, gates) returned")
+    for name, drop in cut.items():
+        if name not in graph.groups:
+            raise ValueError(f"there is no group {name!r}; allowed: what graph.dropped(params, gates) returned")
+        if np.asarray(drop).dtype != bool or np.shape(drop) != (graph.groups[name].size,):
+            raise ValueError(f"cut[{name!r}] is {drop!r}; allowed: {graph.groups[name].size} booleans")

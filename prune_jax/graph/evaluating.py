@@ -45,9 +45,9 @@ class Evaluation:
             self._kept[axis] = self._atoms.kept(axis, self._keep)  # type: ignore[arg-type]
         return self._kept[axis]
 
-    def take(self, value: Any, axes: Sequence[Expr], put: bool = True) -> Any:
-        """An array of full size without what is cut of its axes; put: of jax, if it was of jax."""
-        for i, axis in enumerate(axes):
+    def take(self, value: Any, axes: Sequence[Expr], first: int = 0, put: bool = True) -> Any:
+        """An array of full size without what is cut of its axes, from `first` on; put: of jax, if it was of jax."""
+        for i, axis in enumerate(axes, first):
             kept = self.kept(axis)
             if kept is None:
                 continue

@@ -9,7 +9,7 @@ Nothing is asked of the model: groups come out of the function's own jaxpr. A pr
 that it touches, and is named in `unknown`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from prune_jax.graph.traced import Traced
 from prune_jax.pruning import gates as gates_lib
 from prune_jax.pruning import trees
 from prune_jax.pruning.costs import Costs
+from prune_jax.pruning.structure import Group
 
 Tree = Any
 
@@ -65,7 +66,7 @@ class Graph(Traced):
         """The cost of one call at the example inputs: dense, or once the closed units are cut.
 
         Args:
-          gates: a tree like params, of pj.gates or pj.close_groups; None for the dense network.
+          gates: a tree like params, of pj.gates or pj.close_groups; an optimizer's state; None for the dense network.
           params: the weights. A unit whose weights are 0 can be cut though a bias without a gate belongs to it; without
             params every weight counts as another number than 0.
           cut: what `dropped` returned, in place of gates.
@@ -127,10 +128,10 @@ class Graph(Traced):
         """A table of the groups: kind, units, of which open, and why none can be cut; and the cost, before -> after.
 
         Args:
-          params, gates: a network whose closed units are counted; without them everything is open.
+          params, gates: a network whose closed units are counted, as of `cost`; without gates everything is open.
           milliseconds: whether a call at the example inputs is timed, too. Trace with the batch that counts.
         """
-        cut = self.dropped(params, gates) if params is not None else {}
+        cut = self._cut(gates, params, None)
         rows = [("group", "kind", "units", "weights", "")]
         for name, group in self.groups.items():
             left = group.size - int(cut[name].sum()) if name in cut else group.size
@@ -180,12 +181,13 @@ def close_groups(graph: Graph, params: Tree, units: Mapping[str, Any]) -> Tree:
     """Gates with units of groups closed by hand.
 
     Args:
-      units: name of a group -> the numbers of the units to close.
+      units: name of a group -> the numbers of the units to close; or booleans, one per unit, as of graph.dropped.
     Returns:
       a tree like params: a boolean array per kernel, and per bias, scale or table that a closed unit has a part in;
       None elsewhere.
     Raises:
-      ValueError: there is no group of a name, its units cannot be cut, or it has no unit of a number.
+      ValueError: there is no group of a name, its units cannot be cut, or it has no unit of a number; units are neither
+        whole numbers nor a boolean for each.
     Example:
       >>> import prune_jax as pj
       >>> params = {"a": jnp.ones((1, 2)), "b": jnp.ones((2, 1))}
@@ -204,9 +206,7 @@ def close_groups(graph: Graph, params: Tree, units: Mapping[str, Any]) -> Tree:
             )
         if not group.prunable:
             raise ValueError(f"no unit of {name!r} can be cut: {group.reason}")
-        chosen = np.asarray(numbers, int).reshape(-1)
-        if chosen.size and not (chosen.min() >= 0 and chosen.max() < group.size):
-            raise ValueError(f"units of {name!r} are {chosen.tolist()}; allowed: numbers from 0 to {group.size - 1}")
+        chosen = _units(group, numbers)
         for member in group.members:
             shape = shapes[member.name]
             gate = closed.setdefault(member.name, np.ones(shape, bool))
@@ -215,6 +215,20 @@ def close_groups(graph: Graph, params: Tree, units: Mapping[str, Any]) -> Tree:
     return gates_lib.open_gates(
         params, lambda name, leaf: name in closed or name in graph.kernels, lambda name: closed.get(name)
     )
+
+
+def _units(group: Group, given: Any) -> np.ndarray:
+    """(n,) the numbers of the units of a group that are given as numbers or as a boolean per unit."""
+    chosen = np.asarray(list(given) if isinstance(given, Set) else given)
+    if chosen.dtype == bool and chosen.shape == (group.size,):
+        return np.flatnonzero(chosen)
+    whole = np.issubdtype(chosen.dtype, np.integer) or not chosen.size
+    if not whole or (chosen.size and not (chosen.min() >= 0 and chosen.max() < group.size)):
+        raise ValueError(
+            f"units of {group.name!r} are {chosen.tolist()!r}; allowed: whole numbers from 0 to {group.size - 1}, or "
+            f"{group.size} booleans"
+        )
+    return chosen.reshape(-1)
 
 
 __all__ = ["Cost", "Graph", "Kernel", "close_groups", "trace"]

@@ -14,8 +14,7 @@ import numpy as np
 from jax.extend.core import Literal, jaxprs_in_params
 
 from prune_jax.graph.graph import Graph, trace
-from prune_jax.pruning import gates as gates_lib
-from prune_jax.pruning import trees
+from prune_jax.pruning import reading, trees
 from prune_jax.pruning.structure import Member
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def shrink_module(model: "nnx.Module", gates: Tree, *inputs: Any, multiple_of: i
 
     Args:
       model: the module, whose weights need not be masked; it is left with the weights of closed gates at 0.
-      gates: as of pj.gates(optimizer) or pj.close_groups of trace_module's graph.
+      gates: as of pj.close_groups of trace_module's graph, or an optimizer's state.
       inputs: an example of what the module is called with, arrays. The smaller module is compared on it, so let its
         numbers differ.
       multiple_of: as of shrink.
@@ -91,7 +90,7 @@ def shrink_module(model: "nnx.Module", gates: Tree, *inputs: Any, multiple_of: i
       6
     """
     graph = trace_module(model, *inputs)
-    masked = gates_lib.masked(_function(model)[1], gates)
+    masked = reading.masked(_function(model)[1], gates)
     dropped = graph.dropped(masked, gates, multiple_of=multiple_of)
     norms = _norms(model)
     cut = {

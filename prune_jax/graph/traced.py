@@ -1,6 +1,7 @@
 """A traced function: its kernels, its groups of coupled axes, and the same function with units cut."""
 
 import math
+import numbers
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,9 @@ from prune_jax.graph.evaluating import Evaluation
 from prune_jax.graph.kernel import Kernel
 from prune_jax.graph.naming import Kinds
 from prune_jax.graph.tracing import Analysis, Step
+from prune_jax.pruning import gates as gates_lib
 from prune_jax.pruning import trees
+from prune_jax.pruning.reading import named_gates
 from prune_jax.pruning.structure import Group, Member
 
 Tree = Any
@@ -201,8 +204,13 @@ class Traced:
 
         A unit is cut if the gates close a whole slice of it in at least one weight, and if cutting it leaves no trace
         in what the function computes; see shrink. known: of `known` for the same weights and gates, where it is there.
+
+        Raises:
+          ValueError: multiple_of is no whole number from 1; what `known` and `by_gate` raise.
         """
-        by_gate = trees.by_name(gates) if gates is not None else {}
+        if isinstance(multiple_of, bool) or not isinstance(multiple_of, numbers.Integral) or multiple_of < 1:
+            raise ValueError(f"multiple_of is {multiple_of!r}; allowed: a whole number from 1")
+        by_gate = self.by_gate(gates)
         inspected = zeros.Inspection(self.analysis, known or self.known(params, gates))
         slices: dict[str, tuple[np.ndarray, ...]] = {}  # of each gate, those that are closed
         cut = {}
@@ -226,11 +234,35 @@ class Traced:
             cut[name] = _rounded(drop, multiple_of, self.atoms[name] in convolved)
         return cut
 
+    def by_gate(self, gates: Tree | None) -> dict[str, Any]:
+        """Name of a weight -> its gate, of a gate tree, or of an optimizer's state; {} for None.
+
+        Raises:
+          TypeError: it is neither.
+          ValueError: a gate is of no weight of the graph.
+        """
+        if gates is None:
+            return {}
+        by_gate = named_gates(gates)
+        gates_lib.check_fit(by_gate, self._shapes())
+        return by_gate
+
     def known(self, params: Tree, gates: Tree | None) -> list[zeros.Known]:
-        """Which slices of the weights are all 0, or closed by their gates."""
-        by_gate = trees.by_name(gates) if gates is not None else {}
+        """Which slices of the weights are all 0, or closed by their gates.
+
+        Raises:
+          ValueError: the weights have other names or shapes than those of the trace.
+        """
+        by_gate, shapes = self.by_gate(gates), self._shapes()
+        leaves = trees.by_name(params)
+        if list(leaves) != self.names or any(np.shape(leaf) != shapes[name] for name, leaf in leaves.items()):
+            other = trees.differing(
+                {name: jax.ShapeDtypeStruct(np.shape(leaf), bool) for name, leaf in leaves.items()}, self.shapes
+            )
+            found = ", ".join(f"{name}: {theirs}, and {ours} in the trace" for name, (theirs, ours) in other.items())
+            raise ValueError(f"params are not those of the trace: {found or 'their order is another'}")
         known = []
-        for name, leaf in trees.by_name(params).items():
+        for name, leaf in leaves.items():
             if name in by_gate:
                 leaf = (np.asarray(leaf) != 0) & (np.asarray(by_gate[name]) != 0)
             known.append(zeros.of_array(leaf))

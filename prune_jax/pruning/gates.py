@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from prune_jax.pruning import trees
 from prune_jax.pruning.random_bits import hashed_bits
@@ -89,6 +90,18 @@ def masked(params: Tree, gates: Tree) -> Tree:
         return leaf if gate is None else leaf * gate.astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(product, params)
+
+
+def check_fit(gates: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ValueError where a gate has no weight of its name, or one of another shape; both by name."""
+    for name, gate in gates.items():
+        if name not in shapes:
+            raise ValueError(
+                f"there is a gate of {name!r}, and no weight of this name; the weights are "
+                f"{', '.join(list(shapes)[:8]) or 'none'}"
+            )
+        if np.shape(gate) != shapes[name]:
+            raise ValueError(f"the gate of {name!r} is of shape {np.shape(gate)}, and its weight of {shapes[name]}")
 
 
 def count(gates: Tree) -> int:

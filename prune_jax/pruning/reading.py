@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from prune_jax.pruning import gates as gates_lib
 from prune_jax.pruning import trees
@@ -39,6 +40,16 @@ def _gates_in(state: Any) -> Tree:
                 "allowed: an optimizer's state, an nnx.Optimizer, or a gate tree"
             )
     return state
+
+
+def named_gates(state: Any) -> dict[str, jax.Array]:
+    """Name of a weight -> its gate, of every pruning in an optimizer's state, or of a gate tree.
+
+    Raises:
+      TypeError: the state holds no pruning, and it is no gate tree, such as params.
+    """
+    trees_of = [one.gates for one in _states_of(state)] or [_gates_in(state)]
+    return {name: gate for tree in trees_of for name, gate in trees.by_name(tree).items()}
 
 
 def gates(state: Any) -> Tree:
@@ -97,6 +108,11 @@ _product.defvjp(
 )
 
 
+def _check_fit(params: Tree, state: Any) -> None:
+    """Raises ValueError where a gate of a state has no weight of its name and shape in params."""
+    gates_lib.check_fit(named_gates(state), {name: np.shape(leaf) for name, leaf in trees.by_name(params).items()})
+
+
 def masked(params: Tree, state: Any) -> Tree:
     """params with the weights of closed gates at 0, each kernel times its gate.
 
@@ -106,13 +122,17 @@ def masked(params: Tree, state: Any) -> Tree:
     Args:
       params: a pytree that holds the kernels, such as an nnx or equinox module.
       state: an optimizer's state, as of sparsity; or a gate tree.
+    Raises:
+      TypeError: the state holds no pruning, and it is no gate tree.
+      ValueError: a gate has no weight of its name and shape, such as with params from inside the tree that was pruned.
     Example:
       >>> masked({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([True, False])})
       {'w': Array([1., 0.], dtype=float32)}
     """
     states = _states_of(state)
+    _check_fit(params, state)
     if not states:
-        return gates_lib.masked(params, _gates_in(state))
+        return gates_lib.masked(params, state)
     known = {name: (gate, one.dense) for one in states for name, gate in trees.by_name(one.gates).items()}
 
     def product(path: tuple, leaf: Any) -> Any:
@@ -145,6 +165,7 @@ def sampled(method: Method, params: Tree, state: Any) -> Tree:
     pruned = _state_of(state)
     if set(pruned.trainable) != set(method.rates):
         raise ValueError(f"method is {method.name}; allowed: the one that the state is of, as it was given to pj.prune")
+    _check_fit(params, pruned)
     kernels = gates_lib.kernels(params, pruned.gates)
     key = sampling_key(pruned.key, pruned.step)
     drawn = method.sample(kernels, pruned.gates, pruned.trainable, key, pruned.method)
@@ -176,6 +197,7 @@ def finish(method: Method, params: Tree, state: Any) -> tuple[Tree, Tree]:
     if not isinstance(method, Method):
         raise TypeError(f"method is a {type(method).__name__}; allowed: a Method, such as soft_weight_sharing(...)")
     pruned = _state_of(state)
+    _check_fit(params, pruned)
     if method.end_run is None:
         return gates_lib.masked(params, pruned.gates), pruned.gates
     if set(pruned.trainable) != set(method.rates):
