@@ -130,6 +130,21 @@ def write_folder(folder, replace: bool = False) -> Iterator[Path]:
         raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
+def check_writable(folder) -> None:
+    """Checks that a folder can be written, or made, before the work whose results it is for.
+
+    Raises:
+      UserError: it, or the first folder above it that is there, is no folder, or not to be written.
+    """
+    place = Path(os.path.abspath(folder))
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"cannot write {folder}: {place} is no folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {folder}: {place} is not to be written")
+
+
 def read_json(path) -> dict:
     """The object in the JSON file `path`. UserError if it is missing, is not JSON, or holds something else."""
     try:

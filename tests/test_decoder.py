@@ -6,10 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
+from prune_jax.data import tokenizer
 from prune_jax.errors import UserError
 from prune_jax.export import decoder as io
+from prune_jax.export import shrunk_decoder
 from prune_jax.models.decoder import Decoder, next_token_losses
+from prune_jax.pruning import trees
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -26,11 +30,11 @@ VARIANTS = {
 }  # fmt: skip
 
 
-def made(folder, variant="llama", dtype="float32", **options):
+def made(folder, variant="llama", dtype="float32", sizes=None, **options):
     """A random checkpoint of transformers: its model; biases and norms are random, too."""
     kind, words = VARIANTS[variant]
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **words})
+    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **words, **(sizes or {})})
     model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
     with torch.no_grad():
         for name, value in model.named_parameters():
@@ -63,6 +67,45 @@ def test_logits_are_those_of_transformers_and_an_export_loads(variant, tmp_path)
     ours = np.asarray(Decoder(cfg).apply({"params": params}, TOKENS))
     theirs = logits_of(again, TOKENS)
     assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max() and np.abs(ours - expected).max() > 1e-2
+
+
+TIED = "llama, tied, all heads, wide"
+
+
+@pytest.mark.parametrize("variant", ["llama with biases", pytest.param(TIED, marks=pytest.mark.slow)])
+def test_a_shrunk_decoder_is_the_gated_one(variant, tmp_path):
+    """Heads, columns, residual channels and a whole layer go; what config.json cannot say stays, and is said."""
+    made(tmp_path / "in", variant, sizes={"num_hidden_layers": 3})
+    cfg, params, _ = io.load(tmp_path / "in")
+    share = cfg.num_heads // cfg.num_kv_heads * cfg.head_dim
+    for path, leaf in trees.by_name(params).items():
+        if "_output/" in path or path == "token_embedding/embedding":
+            leaf[..., [3, 5, 6, 20, 21]] = 0  # channels of the residual
+            leaf *= not path.startswith("layer_1/")
+    for layer, head, columns in ((0, 1, [0, 4, 9]), (2, 0, [1, 2, 3, 4, 5])):
+        params[f"layer_{layer}"]["attention_output"]["kernel"][head * share : (head + 1) * share] = 0
+        params[f"layer_{layer}"]["ffn_output"]["kernel"][columns] = 0
+    small = shrunk_decoder.shrink(Decoder(cfg), params, "LlamaForCausalLM")
+    left = small.cfg
+    heads = (cfg.num_kv_heads - 1, cfg.num_heads - cfg.num_heads // cfg.num_kv_heads)
+    assert (left.num_layers, left.num_kv_heads, left.num_heads, left.d_ff) == (2, *heads, 45)
+    assert left.d_model == (27 if heads[1] == 3 else 28)  # the heads divide it
+    assert small.notes[0] == "ffn: 2 closed units stay, as zeros: transformers has one size for all layers"
+    (tmp_path / "out").mkdir()
+    io.write(tmp_path / "out", tmp_path / "in", small.params, np.float32, left)
+    assert io.load(tmp_path / "out")[0] == left
+    theirs = logits_of(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval(), TOKENS)
+    ours = np.asarray(jax.jit(Decoder(cfg).apply)({"params": params}, TOKENS))
+    assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(ours).max() and np.abs(ours).max() > 0.1
+
+
+def test_an_export_knows_where_a_text_ends(tmp_path):
+    """The end's name was left behind, and transformers took the token 2 for it."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE({letter: i for i, letter in enumerate("abcdef")}, []))
+    backend.add_special_tokens(["<|end|>"])
+    transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>").save_pretrained(tmp_path / "in")
+    tokenizer.load(str(tmp_path / "in")).save(tmp_path / "run")
+    assert io.special_ids(tmp_path / "run") == {"bos_token_id": None, "eos_token_id": 6, "pad_token_id": None}
 
 
 def test_shards_and_bfloat16(tmp_path):

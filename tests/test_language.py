@@ -3,6 +3,7 @@
 import csv
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,8 +13,12 @@ from prune_jax import config as config_lib
 from prune_jax import methods
 from prune_jax.data import language, tokenizer
 from prune_jax.errors import Stopped, UserError
+from prune_jax.export import decoder as decoder_io
+from prune_jax.models.decoder import Decoder
 from prune_jax.report import study
+from prune_jax.run import folder as runs
 from prune_jax.run import train
+from prune_jax.run.commands import export as export_command
 from prune_jax.sweep import search
 
 WORDS = ["the ", "cat ", "saw ", "a ", "dog ", "and ", "ran.\n"]
@@ -176,6 +181,18 @@ def test_units_of_it_close(structure, config, tmp_path):
     if structure != "2:4":
         cost = summary["cost"]
         assert cost["flops"]["pruned"] < cost["flops"]["dense"]
+    if structure == "head+ffn":
+        assert (
+            command_line.main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--shrink", "--kind=last"]) == 0
+        )
+        saved = json.loads((tmp_path / "out" / "config.json").read_text())
+        assert saved["intermediate_size"] < 24 and saved["eos_token_id"] is None
+        cfg, small, _ = decoder_io.load(tmp_path / "out")
+        network, tokens = runs.load(tmp_path / "run", "last"), np.arange(24).reshape(2, 12)
+        model = export_command.model_of(network)[0]
+        expected = jax.jit(model.apply)({"params": network.params, "gates": network.gates}, tokens)
+        found = jax.jit(Decoder(cfg).apply)({"params": small}, tokens)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * float(np.abs(expected).max()))
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def written(folder, tied):
 
 
 def flags(checkpoint, target, *more):
-    return ["oneshot", str(checkpoint), str(target), "--data", str(checkpoint / "text"), "--examples=16",
+    return ["oneshot", str(checkpoint), str(target), "--data", f"{checkpoint}/text", "--examples=16",
             "--length=24", "--batch-size=8", *more]  # fmt: skip
 
 
@@ -70,8 +70,9 @@ def test_a_checkpoint_becomes_a_pruned_one_that_transformers_loads(checkpoint, t
 
 
 def test_the_perplexity_is_that_of_transformers(tied, tmp_path):
-    assert command_line.main(flags(tied, tmp_path / "out", "--method=wanda", "--sparsity=0.25")) == 0
+    assert command_line.main(flags(tied, tmp_path / "out", "--structure=ffn", "--sparsity=0.25", "--shrink")) == 0
     summary = json.loads((tmp_path / "out" / "oneshot.json").read_text())
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["intermediate_size"] == 18
     tokens = [WORDS.index(word) for word in language.read_texts([tied / "text"]).split()]
     held = np.array(tokens[1080:]).reshape(-1, 24)
     assert summary["evaluated_tokens"] == held.size
@@ -110,9 +111,12 @@ def test_no_text_no_checkpoint_and_a_folder_that_is_there(checkpoint, tmp_path, 
             "is no checkpoint: it has no config.json",
         ),
         (flags(checkpoint, checkpoint), "is there already; choose another folder"),
+        (flags(checkpoint, checkpoint / "config.json" / "out"), "config.json is no folder"),
+        (flags("$NOWHERE/checkpoint", tmp_path / "out")[:5], "the environment variable NOWHERE is not set"),
     ):
         assert command_line.main(argv) == 2
-        assert message in capsys.readouterr().err
+        said = capsys.readouterr()
+        assert message in said.err and not said.out  # before anything is pruned
     assert not (tmp_path / "out").exists()
 
 

@@ -15,6 +15,7 @@ from prune_jax.errors import UserError, first_line
 
 DEFAULT = "bert-base-uncased"
 _PARTS = ("unk_token", "sep_token", "pad_token", "cls_token")  # of a special token's name; an export's mask has no use
+_ENDS = ("bos_token", "eos_token")  # of a decoder, which writes to its end
 
 
 class Tokenizer(NamedTuple):
@@ -236,7 +237,7 @@ def _from_transformers(name: str) -> Tokenizer:
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
         raise UserError(f"config.data.tokenizer={name!r} has no fast (tokenizers) form")
-    special = {part: token for part in _PARTS if isinstance(token := getattr(loaded, part, None), str)}
+    special = {part: token for part in (*_PARTS, *_ENDS) if isinstance(token := getattr(loaded, part, None), str)}
     return Tokenizer(backend, name, special)
 
 

@@ -34,6 +34,8 @@ _MODULES = {
     "attention_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
 }
+_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+          "intermediate_size", "rms_norm_eps")  # fmt: skip
 _OUTER = {"token_embedding": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}
 
 
@@ -243,16 +245,36 @@ def dtype(folder: Path) -> Any:
     raise _fail(folder, [f"{name} is missing"])
 
 
-def write(folder: Path, source: Path, params: Tree, dtype: Any) -> None:
+def write(folder: Path, source: Path, params: Tree, dtype: Any, cfg: DecoderConfig | None = None) -> None:
     """Fills an existing folder with the checkpoint in `source`, its weights replaced.
 
     Args:
-      params: as of load; dtype: of the tensors.
+      params: as of load; dtype: of the tensors; cfg: the geometry, where it is smaller than the checkpoint's.
     """
     for path in source.iterdir():
         if path.is_file() and path.suffix in (".json", ".txt", ".model", ".jinja") and path.name != tensor_files.INDEX:
             shutil.copyfile(path, folder / path.name)
+    if cfg is not None:
+        raw = files.read_json(source / _CONFIG) | {
+            key: value for key, value in describe(cfg, 0).items() if key in _SIZES
+        }
+        if isinstance(kinds := raw.get("layer_types"), list):  # one per layer, all alike
+            raw["layer_types"] = kinds[: cfg.num_layers]
+        files.write_json(folder / _CONFIG, raw)
     write_tensors(folder, params, dtype)
+
+
+def special_ids(tokenizer: Path) -> dict[str, int | None]:
+    """The ids of the tokens that begin, end and pad a text, as config.json names them, of a tokenizer's folder.
+
+    None where it has none: without a word of it transformers takes 1 and 2, whatever they stand for.
+    """
+    settings, backend = (files.read_json(tokenizer / "tokenizer_config.json"),
+                         files.read_tokenizer(tokenizer / "tokenizer.json"))  # fmt: skip
+    names = {part: settings.get(f"{part}_token") for part in ("bos", "eos", "pad")}
+    return {
+        f"{part}_token_id": backend.token_to_id(name) if isinstance(name, str) else None for part, name in names.items()
+    }
 
 
 def write_tensors(folder: Path, params: Tree, dtype: Any = np.float32) -> None:

@@ -14,7 +14,7 @@ class Parser(argparse.ArgumentParser):
     Arguments that name a file or a folder, by their metavar, take ~ and environment variables.
     """
 
-    _PATHS = ("PATH", "FILE", "DIR", "RUN_DIR", "OUT_DIR", "GLUE_DIR", "IN.pjx", "OUT.pjx", "ZIP")
+    _PATHS = ("PATH", "FILE", "DIR", "RUN_DIR", "OUT_DIR", "GLUE_DIR", "IN.pjx", "OUT.pjx", "ZIP", "CHECKPOINT")
 
     def add_argument(self, *names, **settings):
         if settings.get("metavar") in self._PATHS:

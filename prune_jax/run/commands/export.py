@@ -12,7 +12,8 @@ tokenizer; prune_jax.export.load reads them back. With --format=onnx it receives
 With --shrink, units that are closed as a whole are cut out: attention heads, feed-forward columns and units of the
 pooler, and with --format=stablehlo or onnx the residual width and a LeNet's channels and columns, too. A checkpoint
 whose layers then differ has its own model class and loads with trust_remote_code=True. Closed layers are always left
-out. What stays at full width, since transformers has no word for it, is said.
+out. A decoder loses heads, columns, layers and residual width, of heads and columns as many as the layer that has the
+most left allows. What stays at full width, since transformers has no word for it, is said.
 
 config.model.init_from takes every checkpoint that this command writes. Fine-tuned elsewhere, it loses its zeros in one
 step: the model card has the two lines that keep them. With --push-to-hub it is uploaded by the token of `hf auth login`
@@ -105,9 +106,9 @@ def export(
     model, task, labels = model_of(network)
     is_bert = isinstance(model, Bert)
     if isinstance(model, Decoder):
-        if form != "hf" or shrink:
-            raise UserError("a decoder is exported with --format=hf and without --shrink alone")
-        return _decoder(run, target, network, model.cfg)
+        if form != "hf":
+            raise UserError("a decoder is exported with --format=hf alone")
+        return _decoder(run, target, network, model, shrink)
     if form == "hf" and not is_bert:
         raise UserError("only a BERT or a decoder can be exported to transformers; this run's network is neither")
     longest = model.cfg.max_positions if is_bert else 0
@@ -135,17 +136,25 @@ def export(
         return written
 
 
-def _decoder(run: Path, target: Path, network: runs.Network, cfg) -> dict:
+def _decoder(run: Path, target: Path, network: runs.Network, model, shrink: bool) -> dict:
     from prune_jax import files
-    from prune_jax.export import checkpoint, decoder
+    from prune_jax.export import checkpoint, decoder, shrunk_decoder
     from prune_jax.pruning.merge import merge
 
-    described = decoder.describe(cfg, network.config.model.max_positions)
+    cfg, notes, longest = model.cfg, [], network.config.model.max_positions
+    params = merge(network.params, network.gates)
+    (name,) = decoder.describe(cfg, longest)["architectures"]
+    if shrink:
+        cfg, params, notes = shrunk_decoder.shrink(model, params, name)
+    if not shrunk_decoder.loads(cfg, name):
+        notes.append(f"transformers 5 does not load it: its {name} has a hidden_size that num_attention_heads divides")
+    described = decoder.describe(cfg, longest)
     with files.write_folder(target, replace=True) as folder:
-        files.write_json(folder / "config.json", described)
-        decoder.write_tensors(folder, merge(network.params, network.gates))
         checkpoint.write_tokenizer(folder, run / "tokenizer", described["max_position_embeddings"], ("input_ids",))
-    return described | {"notes": []}
+        described |= decoder.special_ids(folder)
+        files.write_json(folder / "config.json", described)
+        decoder.write_tensors(folder, params)
+    return described | {"notes": notes}
 
 
 def write_bert(
@@ -255,6 +264,7 @@ def main(argv: Sequence[str]) -> None:
             print(f"{size}: {time['onnxruntime']:.2f} ms in ONNX Runtime, {time['jax']:.2f} ms in jax")
         return
     keys = ("layer_heads", "layer_ffn", "pooler_width")
+    keys += ("hidden_size", "num_key_value_heads", "intermediate_size") if "num_key_value_heads" in written else ()
     sizes = "".join(f", {key} {written[key]}" for key in keys if key in written)
     how = "; load it with trust_remote_code=True" if "auto_map" in written else ""
     layers = f", {written['num_hidden_layers']} layers" if args.shrink else ""

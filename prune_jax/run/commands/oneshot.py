@@ -53,6 +53,7 @@ def prune(source: Path, target: Path, args: Any) -> dict:
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is there already; choose another folder")
+    files.check_writable(Path(os.path.abspath(target)).parent)
     from prune_jax import methods
     from prune_jax.export import decoder
     from prune_jax.export.names import ARCHITECTURES
@@ -68,8 +69,6 @@ def prune(source: Path, target: Path, args: Any) -> dict:
         decoder.read_config(source)
         if own or not args.data:
             raise UserError(f"{source} is a decoder; it takes text, --data FILE")
-        if args.shrink:
-            raise UserError(f"--shrink is given, and {source} is a decoder; allowed: a BERT")
         if not (source / "tokenizer.json").is_file():
             raise UserError(f"{source} has no tokenizer.json")
     if args.bits and args.method != "sparsegpt":
@@ -126,7 +125,7 @@ def _pruned(source: Path, target: Path, args: Any, config: Any, is_decoder: bool
     import jax.numpy as jnp
     import numpy as np
 
-    from prune_jax.export import decoder
+    from prune_jax.export import decoder, shrunk_decoder
     from prune_jax.pruning import gates as gates_lib
     from prune_jax.pruning import trees
     from prune_jax.run import evaluate, inputs, network, oneshot
@@ -167,7 +166,11 @@ def _pruned(source: Path, target: Path, args: Any, config: Any, is_decoder: bool
     with files.write_folder(target, replace=True) as folder:
         params, gates = jax.device_get((params, gates))
         if is_decoder:
-            decoder.write(folder, source, params, dtype)
+            cfg = None
+            if args.shrink:  # what is closed is zero here
+                (architecture,) = files.read_json(source / "config.json")["architectures"]
+                cfg, params, _ = shrunk_decoder.shrink(model, jax.tree.map(np.asarray, params), architecture)
+            decoder.write(folder, source, params, dtype, cfg)
         else:
             _write_bert(folder, params, gates, model, dataset, args.shrink, entry, target.name)
         entry |= dict(zip(("weights", "nonzero_weights"), _weights(folder / "model.safetensors"), strict=True))
@@ -225,7 +228,7 @@ def main(argv: Sequence[str]) -> None:
         default="units",
         help="what the sparsity is of, where units close: of each group's units, or of all operations",
     )
-    parser.add_argument("--shrink", action="store_true", help="a BERT: cut out units that are closed as a whole")
+    parser.add_argument("--shrink", action="store_true", help="cut out units that are closed as a whole")
     parser.add_argument("--correct", action="store_true", help="solve for the survivors by least squares, too")
     parser.add_argument("--bits", type=int, default=0, help="sparsegpt: round to a grid of so many bits; 0, do not")
     parser.add_argument("--examples", type=int, default=128, help="windows of text, or training examples, to prune on")

@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--levels has {level:g}; allowed: shares above 0 and at most 1, as 0.5 for half")
 
     from prune_jax import config as config_lib
+    from prune_jax import files
     from prune_jax.report import plots
     from prune_jax.report import sensitivity as pictures
     from prune_jax.run import evaluate as evaluate_lib
@@ -42,6 +43,8 @@ def main(argv: Sequence[str]) -> None:
     from prune_jax.run import sensitivity
 
     runs.read_config(args.run)
+    folder = Path(args.out or Path(args.run) / "plots")
+    files.check_writable(folder)
     with tempfile.TemporaryDirectory() as scratch:
         config, params, gates = evaluate.read(args.run, args.kind, Path(scratch), vars(args))
         model, dataset = evaluate_lib.opened(config, params, gates)
@@ -50,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
             before, found = sensitivity.measure(model, params, gates, evaluator, args.structure, args.levels)
         except ValueError as error:
             raise UserError(f"--structure is {args.structure!r}: {error}") from error
-    folder, metric = Path(args.out or Path(args.run) / "plots"), dataset.task.metrics[0]
+    metric = dataset.task.metrics[0]
     summary = {"method": config.pruning.method, "model_size": config_lib.model_label(config), "task": dataset.task.name}
     title = f"Sensitivity: {plots.run_label(summary)}"
     pictures.draw(folder / "sensitivity.png", title, metric, before, args.levels, found)
