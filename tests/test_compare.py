@@ -179,6 +179,11 @@ def test_variants_and_tasks(small_config, tmp_path):
     assert best[0.5] == study.Cell(0.5, pytest.approx(0.78), None, 1, True)  # d's, the better of one seed's two
     assert best[0.75].mean == 0.64  # retrained, though d has 0.60 right after pruning
     assert [line.label for line in pair.lines] == ["spt"] and pair.title == "pair, tiny: accuracy"
+    for folder, data in zip(folders, ("abcdef01", "98765432", "abcdef01"), strict=False):
+        files.write_json(folder / "data.json", {"sha256": data})
+    single, pair = study.panels(study.read(folders))  # b has read other examples under the same keys
+    labels = ["spt epsilon=0.1 data=abcdef", "spt epsilon=0.2 data=987654", "magnitude data=abcdef"]
+    assert [line.label for line in single.lines] == [*labels, "spt epsilon=0.2 data=?"] and len(pair.lines) == 1
 
 
 def test_every_folder_that_cannot_be_read_is_named(runs, tmp_path, capsys):

@@ -5,7 +5,8 @@ Some sparsities have no such epoch: the last one of a run, or those that a metho
 is the best value right after a pruning to that sparsity, and it is marked.
 
 Runs that differ only in the seed are one line, with a mean and a sample standard deviation. Runs that differ also in
-the sparsity at which they end belong to the same line; each seed then counts with its best value.
+the sparsity at which they end belong to the same line; each seed then counts with its best value. Runs whose data were
+edited in between, under the same keys, are lines of their own, with the first digits of their data's hash.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from typing import NamedTuple
 
 from prune_jax import config as config_lib
 from prune_jax import files
-from prune_jax.config import saved
+from prune_jax.config import keys, saved
 from prune_jax.errors import UserError
 from prune_jax.report.metrics import finite, read_layers, read_metrics
 
@@ -30,7 +31,7 @@ CAPTION = (
 )
 _NEAR = 0.005  # a sparsity this near to its target counts as the target: each kernel rounds for itself
 _NOT_A_VARIANT = {"train.seed", "pruning.method", "data.task", "model.size", "pruning.end_sparsity",
-                  "pruning.sparsity_steps", "data.cache_dir", "train.checkpoint_every"}  # fmt: skip
+                  "pruning.sparsity_steps", *keys.WITHOUT_RESULT}  # fmt: skip
 
 _COLUMNS = ("eval_loss", "eval_metric", "sparsity", "target_sparsity")
 _SUMMARY = {"method": str, "task": str, "model_size": str, "metric_name": str, "versions": dict}
@@ -43,6 +44,7 @@ class Result(NamedTuple):
       config: every key of the config, as {"train.epochs": 25, ...}.
       summary, provenance: what the files of these names hold.
       rows, layers: the rows of metrics.csv and of layers.csv, one per epoch.
+      data: the fingerprint of its examples, "" where the run is older than that.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Result(NamedTuple):
     provenance: dict
     rows: list[dict]
     layers: list[dict]
+    data: str = ""
 
     @property
     def method(self) -> str:
@@ -185,14 +188,17 @@ def read(folders: Iterable) -> list[Result]:
                 raise UserError(f"the run in {folder} is not finished (there is no summary.json)")
             config = saved.flat(saved.read(folder / "config.json"))
             summary = _summary(folder / "summary.json")
-            provenance = {}
-            with contextlib.suppress(UserError):  # a run is comparable without it
+            provenance, data = {}, {}
+            with contextlib.suppress(UserError):  # a run is comparable without them
                 provenance = files.read_json(folder / "provenance.json")
+            with contextlib.suppress(UserError):
+                data = files.read_json(folder / "data.json")
             name = folder.name or folder.resolve().name
             rows = read_metrics(folder)
             if absent := next((column for row in rows for column in _COLUMNS if column not in row), None):
                 raise UserError(f"{folder / 'metrics.csv'} is not of a run: it has no column {absent}")
-            results.append(Result(name, folder, config, summary, provenance, rows, read_layers(folder)))
+            told = str(data.get("sha256", ""))
+            results.append(Result(name, folder, config, summary, provenance, rows, read_layers(folder), told))
         except UserError as error:
             mistakes.append(str(error))
     if mistakes:
@@ -242,9 +248,9 @@ def spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 def differences(results: Sequence[Result]) -> list[str]:
     """The config keys whose values are not the same in all runs. A method's own keys count for its runs only."""
-    keys = dict.fromkeys(key for result in results for key in result.config)
+    names = dict.fromkeys(key for result in results for key in result.config)
     differing = []
-    for key in keys:
+    for key in names:
         concerned = [result for result in results if config_lib.belongs(key, result.method)]
         if len({repr(result.config.get(key)) for result in concerned}) > 1:
             differing.append(key)
@@ -294,6 +300,16 @@ def pruned(result: Result) -> bool:
     return any(value for row in result.layers for key, value in row.items() if key != "epoch")
 
 
+def _edited(results: Sequence[Result]) -> bool:
+    """Whether runs of one config.data read different examples: their numbers are not of one data set."""
+    read: dict[tuple, set[str]] = {}
+    for result in results:
+        if result.data:
+            asked = [k for k in result.config if k.startswith("data.") and k not in keys.WITHOUT_RESULT]
+            read.setdefault(tuple((k, repr(result.config[k])) for k in sorted(asked)), set()).add(result.data)
+    return any(len(found) > 1 for found in read.values())
+
+
 def _label(result: Result, differing: list[str]) -> str:
     shown = [key for key in differing if key not in _NOT_A_VARIANT and not key.startswith("report.")]
     parts = [f"{k.split('.')[1]}={result.config.get(k)}" for k in shown if config_lib.belongs(k, result.method)]
@@ -339,10 +355,11 @@ def panels(results: Sequence[Result]) -> list[Panel]:
         groups.setdefault((summary["task"], summary["model_size"], summary["metric_name"]), []).append(result)
     by_task = []
     for key, group in groups.items():
-        differing = differences(group)
+        differing, edited = differences(group), _edited(group)
         lines: dict[str, list[Result]] = {}
         for result in group:
-            lines.setdefault(_label(result, differing), []).append(result)
+            label = _label(result, differing) + (f" data={result.data[:6] or '?'}" if edited else "")
+            lines.setdefault(label, []).append(result)
         by_task.append(Panel(*key, [_line(label, members) for label, members in lines.items() if members[0].rows]))
     return by_task
 
