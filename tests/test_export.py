@@ -116,6 +116,7 @@ def test_transformers_loads_what_was_exported(config, kind, tmp_path):
 
 
 def test_the_tokenizer_gives_the_runs_own_ids(config, tmp_path):
+    config.data.max_len = 48
     make_run(tmp_path / "run", config)
     export.export(tmp_path / "run", tmp_path / "out")
     config.data.tokenizer = str(tmp_path / "run" / "vocab.txt")
@@ -125,7 +126,7 @@ def test_the_tokenizer_gives_the_runs_own_ids(config, tmp_path):
         np.testing.assert_array_equal(row[mask == 1], ids[start:end])
     pairs = encode(tmp_path / "out", [("a b", "c d e")])
     np.testing.assert_array_equal(pairs["token_type_ids"], [[0, 0, 0, 0, 1, 1, 1, 1]])
-    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["model_max_length"] == 64
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["model_max_length"] == 48
 
 
 @pytest.mark.parametrize(

@@ -48,12 +48,14 @@ def test_a_run_its_export_and_its_artifact_agree(run, tmp_path, capsys):
         assert command_line.main(list(map(str, command))) == 0
     capsys.readouterr()
     found = [
-        predicted(capsys, path, "--text", "a good film", "--text", "bad")
+        predicted(capsys, path, "--text", "a good film", "--text", "bad", "--text", "good " * 30 + "bad " * 90)
         for path in (run, tmp_path / "hf", tmp_path / "run.pjx")
     ]
-    assert [row["label"] for row in found[0]] == ["yes", "no"] and found[0][0]["text"] == "a good film"
+    assert [row["label"] for row in found[0][:2]] == ["yes", "no"] and found[0][0]["text"] == "a good film"
     assert found[0] == found[1] == found[2]
     assert all(0.5 < float(row["probability"]) <= 1 for row in found[0])
+    assert command_line.main(["predict", str(tmp_path / "hf"), "--kind=last", "--text", "bad"]) == 2
+    assert "--kind is last, which chooses among the checkpoints of a run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])

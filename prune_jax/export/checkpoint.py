@@ -92,12 +92,13 @@ def describe(
     return config, tensors, notes
 
 
-def write(folder: Path, config: dict, tensors: dict[str, np.ndarray], tokenizer: Path) -> dict:
+def write(folder: Path, config: dict, tensors: dict[str, np.ndarray], tokenizer: Path, length: int = 0) -> dict:
     """Fills an existing folder with a checkpoint.
 
     Args:
       config, tensors: as `describe` makes them.
       tokenizer: the folder with the network's tokenizer.json and tokenizer_config.json.
+      length: the tokens that texts were cut to, which whoever asks the network is to cut them to; 0, its positions.
     Returns:
       What config.json holds.
     Raises:
@@ -107,7 +108,8 @@ def write(folder: Path, config: dict, tensors: dict[str, np.ndarray], tokenizer:
 
     unread = hf.unread_positions(config["model_type"], config["pad_token_id"])
     inputs = _INPUTS if config.get("type_vocab_size", 0) > 1 else (_INPUTS[0], _INPUTS[2])
-    write_tokenizer(folder, tokenizer, config["max_position_embeddings"] - unread, inputs)
+    most = config["max_position_embeddings"] - unread
+    write_tokenizer(folder, tokenizer, min(length or most, most), inputs)
     files.write_json(folder / "config.json", config)
     # save_file would make a file that its owner alone may read
     files.write_bytes(folder / "model.safetensors", safetensors.numpy.save(tensors, metadata={"format": "pt"}))

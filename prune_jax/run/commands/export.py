@@ -124,15 +124,19 @@ def export(
                 for name in ("summary.json", "provenance.json")
             )
             words, own = made.get("command"), (network.params, network.gates, model, labels, shrink)
-            command = shlex.join(map(str, words)) if isinstance(words, list) else ""
-            return write_bert(folder, *own, run / "tokenizer", place or target.name, kind, summary, command)
+            command, longest = (
+                shlex.join(map(str, words)) if isinstance(words, list) else "",
+                network.config.data.max_len,
+            )
+            return write_bert(folder, *own, run / "tokenizer", place or target.name, kind, summary, longest, command)
         what = (folder, model, network.params, network.gates, task, labels)
         if form == "onnx":
             written = onnx.write(*what, shrink, lengths, rows)
         else:
             written = stablehlo.write(*what, int8, shrink, lengths, platforms or stablehlo.PLATFORMS, rows)
         if written["max_length"]:
-            checkpoint.write_tokenizer(folder, run / "tokenizer", written["max_length"])
+            longest = min(network.config.data.max_len, written["max_length"])
+            checkpoint.write_tokenizer(folder, run / "tokenizer", longest)
         return written
 
 
@@ -168,12 +172,14 @@ def write_bert(
     place: str,
     kind: str,
     summary: dict,
+    length: int,
     command: str = "",
 ) -> dict:
     """Fills an existing folder with a checkpoint and its card.
 
     Args:
-      params, gates: of the Bert `model`; labels, shrink: as checkpoint.describe's; tokenizer: as checkpoint.write's.
+      params, gates: of the Bert `model`; labels, shrink: as checkpoint.describe's; tokenizer, length: as
+        checkpoint.write's.
       place, kind, summary, command: as card.write's.
     Returns:
       Its config.json, with `notes` on what stays at full width.
@@ -186,7 +192,7 @@ def write_bert(
 
     padding = checkpoint.padding(tokenizer)
     config, tensors, notes = checkpoint.describe(params, gates, model.cfg, labels, shrink, padding)
-    config = checkpoint.write(folder, config, tensors, tokenizer)
+    config = checkpoint.write(folder, config, tensors, tokenizer, length)
     gated = trees.by_name(units.gate_shapes(model, "unstructured"))
     kernels = dict.fromkeys(tensor_name(tuple(name.split("/")), model.cfg.architecture or "bert") for name in gated)
     size = (folder / "model.safetensors").stat().st_size

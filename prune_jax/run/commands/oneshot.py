@@ -197,7 +197,9 @@ def _write_bert(folder: Path, params: Any, gates: Any, model: Any, dataset: Any,
     }
     with tempfile.TemporaryDirectory() as tokenizer:
         dataset.tokenizer.save(tokenizer)
-        export.write_bert(folder, params, gates, model, labels, shrink, Path(tokenizer), place, "last", summary)
+        export.write_bert(
+            folder, params, gates, model, labels, shrink, Path(tokenizer), place, "last", summary, entry["length"]
+        )
 
 
 def _weights(path: Path) -> tuple[int, int]:

@@ -55,8 +55,11 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("several networks are for --glue alone, one for each task")
 
     from prune_jax.data import own
+    from prune_jax.run import folder as runs
     from prune_jax.run import predict, submission
 
+    if args.kind != "final" and (other := [path for path in args.paths if not runs.is_run(path)]):
+        raise UserError(f"--kind is {args.kind}, which chooses among the checkpoints of a run; {other[0]} is none")
     networks = [predict.load(path, arguments.kind_of(path, args.kind)) for path in args.paths]
     if args.glue:
         written = submission.write(networks, Path(args.glue), out, args.batch_size)
