@@ -204,3 +204,15 @@ def test_no_group_is_emptied_before_all_others_have_one_unit():
         _, state = jax.jit(tx.update)(jax.tree.map(jnp.zeros_like, params), state, params)
         dropped = graph.dropped(params, pj.gates(state))
         assert min(int((~dropped[group.name]).sum()) for group in groups) == 1
+
+
+def test_no_rounding_closes_the_last_unit_of_a_group():
+    sizes = {"a": 8, "b": 2}
+    groups = [pj.Group(name, "columns", n, (pj.Member(name, 0, np.arange(n)),)) for name, n in sizes.items()]
+    gates = opened(a=(8, 5), b=(2, 9))
+    scores = {"a": jnp.ones((8, 5)), "b": jnp.full((2, 9), 2.0)}
+    for scope, expected in (("local", (1, 1)), ("global", (0, 1))):  # 55 of 58 weights are 95 %: 7.6 of 8, 1.9 of 2
+        close = jax.jit(plan_lib.make(gates, "columns", scope, groups).close)
+        for target, left in ((0.95, expected), (1.0, (0, 0))):
+            after = close(gates, scores, jnp.float32(target), KEY)
+            assert tuple(int(np.asarray(after[name]).any(1).sum()) for name in sizes) == left

@@ -106,7 +106,8 @@ def test_units_close_whole_in_order_and_within_one_group_of_the_target(structure
             size = np.concatenate([np.full(opened[at].size, SIZES[at[1]]) for at in places])
             is_open = np.concatenate([opened[at] for at in places])
             score = np.concatenate([np.asarray(sums[layer][kind]) / SIZES[kind] for layer, kind in places])
-            assert abs(size[~is_open].sum() - target * size.sum()) <= max(size) / 2 + 1e-6
+            empty = any(opened[at].sum() <= 1 for at in places)  # no rounding closes the last of a group
+            assert abs(size[~is_open].sum() - target * size.sum()) <= max(size) / (1 if empty else 2) + 1e-6
             among = [
                 opened[at] & (scope == "local" or opened[at].sum() > 1) for at in places
             ]  # the last of a group stays

@@ -511,6 +511,7 @@ def test_wrong_arguments_are_told_at_once(given, error, message):
         ({"rules": {"[": pj.KEEP}}, {}, r"the rule '\[' is no regular expression"),
         ({"rules": {"kernel": pj.KEEP}}, {}, "there is no kernel to prune that no rule keeps"),
         ({"rules": {"mlp/bias": pj.Rule(structure="2:4")}}, {}, "mlp/bias: 2:4 needs a kernel of two axes"),
+        ({"rules": {"mlp": pj.Rule(structure="2:4", sparsity=0.9)}}, {}, "0.9; allowed with 2:4: up to 0.5"),
         ({"rules": {"mlp": pj.Rule(structure="2:4", axis=2)}}, {}, "axis is 2; mlp/kernel has 2 axes"),
         ({}, {"bias": (3, 3)}, "there is no kernel to prune: the leaves of params are bias"),
         (
@@ -573,6 +574,9 @@ def test_only_gates_are_read_as_gates(read):
     tx = prune(optimizer=optax.adam(0.1))
     for wrong in (params, optax.adam(0.1).init(params), tx.init(params)._asdict(), {"kernel": None, "count": 3}):
         with pytest.raises(TypeError, match=r"holds no state of pj\.prune, and its leaf .* is no gate; allowed: "):
+            read(wrong)
+    for wrong in (optax.sgd(0.1).init(params), None):
+        with pytest.raises(TypeError, match=r"holds no state of pj\.prune and no gate; allowed: "):
             read(wrong)
     for right in (tx.init(params), (tx.init(params),), pj.gates(tx.init(params)), {}):
         read(right)

@@ -25,10 +25,15 @@ class Moments(NamedTuple):
     number: jax.Array
 
 
+def of_call(batch: Any) -> tuple:
+    """The inputs of one call: a tuple or list of them as it is; anything else, such as an array or a dict, is one."""
+    return tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+
+
 def moments(
     graph: Traced,
     params: Tree,
-    batches: Iterable[Sequence[Any]],
+    batches: Iterable[Any],
     kernels: Sequence[str] | None = None,
     diagonal: bool = False,
 ) -> dict[str, Moments]:
@@ -39,7 +44,7 @@ def moments(
 
     Args:
       graph: of the function; params: its weights.
-      batches: each the inputs of one call, a tuple.
+      batches: each the inputs of one call, a tuple, or an array or a dict where there is one.
       kernels: names; None, all that the graph found.
       diagonal: whether only the sums of squares are wanted.
     Returns:
@@ -70,7 +75,7 @@ def moments(
 
     total: dict[str, Moments] | None = None
     for i, batch in enumerate(batches):
-        caught = of_batch(params, tuple(batch))
+        caught = of_batch(params, of_call(batch))
         for name, one in caught.items():
             if not bool(jnp.isfinite(one.sums).all()):
                 raise ValueError(f"the inputs of {name} are not finite in batch {i}")

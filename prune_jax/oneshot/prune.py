@@ -2,6 +2,7 @@
 
 import functools
 import math
+import numbers
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -77,7 +78,7 @@ def oneshot(
     Args:
       fn: a function of params and inputs, as of pj.trace.
       params: a pytree of arrays: its kernels may be stacked for a scan, joined, cast, scaled, or sharded.
-      batches: each the inputs of one call, a tuple, or an array where there is one.
+      batches: each the inputs of one call, a tuple, or an array or a dict where there is one.
       method: pj.sparsegpt(), pj.wanda(), pj.obs() or pj.magnitude().
       sparsity: the closed fraction of each kernel; of each group's units, where units close. n:m has its own.
       structure: unstructured, n:m over consecutive inputs (features, in a convolution), block:RxC, or groups of the
@@ -112,7 +113,7 @@ def oneshot(
     method = _as_oneshot(method)
     if correct and method.rounds:
         raise ValueError(f"correct is True; allowed with a {method.name} that rounds: False, for it leaves the grid")
-    if not 0 <= sparsity <= 1:
+    if not isinstance(sparsity, numbers.Real) or not 0 <= sparsity <= 1:
         raise ValueError(f"sparsity is {sparsity!r}; allowed: 0 to 1")
     if target not in ("units", "flops"):
         raise ValueError(f"target is {target!r}; allowed: units, flops")

@@ -14,6 +14,7 @@ from jax.extend.core import Literal
 
 from prune_jax.errors import first_line
 from prune_jax.graph import flat as flat_lib
+from prune_jax.graph import inputs as inputs_lib
 from prune_jax.graph.flat import Flat, Op
 from prune_jax.oneshot import uses as uses_lib
 from prune_jax.oneshot.uses import Site, Use
@@ -51,7 +52,7 @@ class Walk:
         self._compiled: dict[Any, Any] = {}
         self._cuts: dict[int, int] = {}
         for i, batch in enumerate(batches):
-            inputs = (batch,) if hasattr(batch, "shape") else tuple(batch)
+            inputs = inputs_lib.of_call(batch)
             key = _signature(inputs)
             if not self._envs:
                 self.example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), inputs)

@@ -1,6 +1,6 @@
 """Which units of a part close: the lowest scores, as many as the target asks for. All of it works inside jit."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,9 @@ def close_units(
             targets = distribution.erk([flat[name].shape for name in opened], target)
         else:
             targets = [target] * (max(sets) + 1)
-        left = _close_lowest(opened, means, targets, key, sets)
+        several = {sets[i] for i, name in enumerate(opened) if opened[name].size > 1}
+        spared = several if per_cost and part.structure.kind == "groups" else set()
+        left = _close_lowest(opened, means, targets, key, sets, spared)
     return part.spread(flat, left) if part.pools else left
 
 
@@ -56,21 +58,29 @@ def _sets(part: Part, scope: str, leaves: Sequence[str]) -> list[int]:
 
 
 def _close_lowest(
-    gates: Leaves, scores: Leaves, targets: Sequence[jax.Array], key: jax.Array, sets: list[int]
+    gates: Leaves, scores: Leaves, targets: Sequence[jax.Array], key: jax.Array, sets: list[int], spared: Set[int]
 ) -> Leaves:
-    """Closes the lowest scores of each set; targets: per set."""
+    """Closes the lowest scores of each set; targets: per set; spared: sets that no rounding empties."""
     opened = list(gates.values())
-    k = _wanted(opened, targets, sets)
+    k = _wanted(opened, targets, sets, spared)
     lowest = select.lowest([scores[name] for name in gates], opened, k, key, sets)
     return {name: gate & ~low for (name, gate), low in zip(gates.items(), lowest, strict=True)}
 
 
-def _wanted(gates: Sequence[jax.Array], targets: Sequence[jax.Array], sets: Sequence[int]) -> jax.Array:
-    """(sets,) uint32: how many more gates are to close in each set; sets: that of each leaf, from 0 on."""
+def _wanted(
+    gates: Sequence[jax.Array], targets: Sequence[jax.Array], sets: Sequence[int], spared: Set[int]
+) -> jax.Array:
+    """(sets,) uint32: how many more gates are to close in each set; sets: that of each leaf, from 0 on.
+
+    spared: sets that keep one below a target of 1, though that is more than half a unit away.
+    """
     more = []
     for one, target in enumerate(targets):
         own = [gate for gate, its in zip(gates, sets, strict=True) if its == one]
-        goal = select.portion(target, sum(gate.size for gate in own))
+        size = sum(gate.size for gate in own)
+        goal = select.portion(target, size)
+        if one in spared:
+            goal = jnp.minimum(goal, jnp.where(target < 1, size - 1, size).astype(jnp.uint32))
         reached = sum((jnp.uint32(gate.size) - jnp.sum(gate, dtype=jnp.uint32) for gate in own), jnp.uint32(0))
         more.append(jnp.where(goal > reached, goal - reached, 0))
     return jnp.stack(more)
@@ -79,7 +89,10 @@ def _wanted(gates: Sequence[jax.Array], targets: Sequence[jax.Array], sets: Sequ
 def _close_by_cost(
     part: Part, flat: Leaves, opened: Leaves, means: Leaves, target: jax.Array, key: jax.Array, per_cost: bool
 ) -> Leaves:
-    """Closes the units of lowest score (per saved cost) until the saved share of the cost is nearest to the target."""
+    """Closes the units of lowest score (per saved cost) until the saved share of the cost is nearest to the target.
+
+    A group's last unit closes only as long as that does not save more than the target.
+    """
     sizes = part.sizes(flat)
     counts = {name: leaf.size for name, leaf in opened.items()}
     cost = part.cost(flat)
@@ -88,19 +101,24 @@ def _close_by_cost(
     score = jnp.concatenate([means[name] * (sizes[name] / saves[name] if per_cost else 1.0) for name in opened])
     member = np.concatenate([np.full(n, i, np.int32) for i, n in enumerate(counts.values())])
     order = jnp.lexsort((jax.random.uniform(key, score.shape), score, ~flags))  # units are few: a sort costs nothing
+    others = jnp.uint32(flags.size)  # units that close before any group's last one
     if per_cost:
         # A group's last open unit goes after all others: an empty group may cut the output off, and no score says so.
         # What a network can do without as a whole is a group of one unit, such as a layer.
         place = jnp.argsort(order)
         last = place == jax.ops.segment_max(jnp.where(flags, place, -1), member, len(counts))[member]
-        order = jnp.lexsort((place, last & jnp.asarray([n > 1 for n in counts.values()])[member], ~flags))
+        last &= flags & jnp.asarray([n > 1 for n in counts.values()])[member]
+        others = jnp.sum(flags & ~last, dtype=jnp.uint32)
+        order = jnp.lexsort((place, last, ~flags))
     gone = jnp.where(flags[order, None], jax.nn.one_hot(jnp.asarray(member)[order], len(counts)), 0)
     gone = jnp.concatenate([jnp.zeros((1, len(counts))), jnp.cumsum(gone, axis=0)])
     start = jnp.stack([jnp.sum(leaf, dtype=jnp.float32) for leaf in opened.values()])
     left = (start - gone) / jnp.array(list(counts.values()), jnp.float32)
     reached = cost.of({name: left[:, i] for i, name in enumerate(counts)})
     goal = (1 - target) * cost.dense(tuple(counts))
-    drop = jnp.argmin(jnp.abs(reached - goal))
+    empties = jnp.arange(flags.size + 1) > others
+    beyond = empties & (reached < goal - 1e-5 * cost.dense(tuple(counts)))
+    drop = jnp.argmin(jnp.where(beyond, jnp.inf, jnp.abs(reached - goal)))
     flags = flags.at[order].set(flags[order] & (jnp.arange(flags.size) >= drop))
     ends = np.cumsum(list(counts.values()))[:-1]
     return dict(zip(opened, jnp.split(flags, ends), strict=True))

@@ -94,8 +94,8 @@ class Plan(NamedTuple):
 
         Closed gates stay closed, so a set that is sparser than the target already is left as it is. Gates by
         themselves and blocks are counted exactly, round(target * size) of each set. Groups come within one unit of it,
-        in weights or in the costs of the plan. n:m closes floor(target * m) of every m, and never more than m - n. Ties
-        are chosen among at random.
+        in weights or in the costs of the plan, and no rounding closes a group's last unit. n:m closes
+        floor(target * m) of every m, and never more than m - n. Ties are chosen among at random.
 
         Args:
           gates: the gate tree; scores: a floating tree of the same structure and shapes.
@@ -316,6 +316,11 @@ def _part_of_rule(rule: Rule, names: tuple[str, ...], usual: Structure, shapes: 
         for name in names:
             if not -len(shapes[name]) <= rule.axis < len(shapes[name]):
                 raise ValueError(f"axis is {rule.axis}; {name} has {len(shapes[name])} axes")
+    n, m = structure.sizes
+    if structure.kind == "n:m" and rule.sparsity is not None and rule.sparsity > (1 - n / m) * (1 + 1e-6):
+        raise ValueError(
+            f"the rule of {names[0]} has sparsity {rule.sparsity:g}; allowed with {structure.text}: up to {1 - n / m:g}"
+        )
     share = 1.0 if rule.sparsity is None else rule.sparsity / final if final else 0.0
     inputs = -2 if rule.axis is None else rule.axis
     return Part(names, structure, share=share, inputs=inputs, sparsity=rule.sparsity)

@@ -12,6 +12,7 @@ from prune_jax.pruning.method import Method
 from prune_jax.pruning.stepping import PruneState, sampling_key
 
 Tree = Any
+_ALLOWED = "allowed: an optimizer's state, an nnx.Optimizer, or a gate tree"
 
 
 def _states_of(tree: Any) -> list[PruneState]:
@@ -37,8 +38,10 @@ def _gates_in(state: Any) -> Tree:
         if getattr(leaf, "dtype", None) != jnp.dtype(bool):
             raise TypeError(
                 f"a {type(state).__name__} holds no state of pj.prune, and its leaf {trees.name(path)!r} is no gate; "
-                "allowed: an optimizer's state, an nnx.Optimizer, or a gate tree"
+                f"{_ALLOWED}"
             )
+    if isinstance(state, tuple | None) and not jax.tree.leaves(state):  # such as that of optax.sgd
+        raise TypeError(f"a {type(state).__name__} holds no state of pj.prune and no gate; {_ALLOWED}")
     return state
 
 

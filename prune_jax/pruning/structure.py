@@ -11,8 +11,8 @@ A structure covers the kernels that its groups name; blocks and n:m cover those 
 asks for is that of the covered kernels, and all others stay open. With the global scope a head that has just been made
 anew, its weights a tenth of the encoder's, would be the first to close: hence encoder, as the literature counts.
 
-Units close whole: with the local scope a layer of h heads reaches multiples of 1/h only, the nearest to the target, so
-that 90 percent closes all 4 heads of every layer. Few heads want the global scope, or head+ffn.
+Units close whole: with the local scope a layer of h heads reaches multiples of 1/h only, the nearest to the target that
+leaves one: 90 percent closes 3 of the 4 heads of every layer. Few heads want the global scope, or head+ffn.
 """
 
 import re
