@@ -353,6 +353,9 @@ def test_npz_files(tmp_path):
     np.savez(tmp_path / "bad.npz", images=x * 9, labels=y)
     with pytest.raises(UserError, match="allowed: 0 to 1, or bytes"):
         load("npz", train=str(tmp_path / "bad.npz"))
+    np.savez(tmp_path / "dark.npz", images=(x * 255).astype(np.uint16), labels=y)  # white would be 65,535
+    with pytest.raises(UserError, match=r"images is uint16 with values up to 2\d\d; allowed for bytes: uint8"):
+        load("npz", train=str(tmp_path / "dark.npz"))
     np.savez(tmp_path / "odd.npz", pictures=x)
     with pytest.raises(UserError, match="holds the arrays pictures; allowed: images and labels"):
         load("npz", train=str(tmp_path / "odd.npz"))

@@ -127,6 +127,9 @@ def test_a_search_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
     with pytest.raises(UserError, match="choose another folder"):
         search.main([*arguments, "--floor=0.9"])
+    (tmp_path / "out" / "trials" / "0" / "data.json").write_text('{"sha256": "of other digits"}')
+    with pytest.raises(UserError, match="another search: its data have changed"):
+        search.main([*arguments, "--trials=3"])
 
 
 def test_a_wrong_config_key_is_told_as_launch_tells_it(tmp_path):

@@ -139,6 +139,8 @@ def _checked_arrays(path, x: str, y: str, arrays) -> tuple[np.ndarray, np.ndarra
         raise UserError(f"{path}: {x} is {pixels.dtype} of shape {arrays[x].shape}; allowed: {allowed}")
     if pixels.dtype.kind == "f" and not (pixels.min() >= 0 and pixels.max() <= 1):
         raise UserError(f"{path}: {x} has values from {pixels.min():g} to {pixels.max():g}; allowed: 0 to 1, or bytes")
+    if pixels.dtype.kind == "u" and pixels.itemsize > 1 and pixels.max() <= 255:  # white would be 65,535 or more
+        raise UserError(f"{path}: {x} is {pixels.dtype} with values up to {pixels.max()}; allowed for bytes: uint8")
     if labels.shape != (len(pixels),):
         raise UserError(f"{path}: {y} has the shape {arrays[y].shape}; allowed: one label per image, {len(pixels)}")
     return pixels, labels.tolist()

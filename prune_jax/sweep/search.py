@@ -21,6 +21,8 @@ from pathlib import Path
 from prune_jax import config as config_lib
 from prune_jax import files
 from prune_jax.errors import Diverged, Stopped, UserError
+from prune_jax.run import continuing, inputs
+from prune_jax.run import launch as launch_lib
 from prune_jax.run import workdir as workdir_lib
 from prune_jax.run.commands import arguments
 from prune_jax.sweep import child
@@ -132,9 +134,20 @@ class _Search:
             raise UserError(
                 f"{self.out} holds the trials of another search, {self.study.user_attrs}; choose another folder"
             )
+        self.check_data()
         for name, content in setting.items():
             self.study.set_user_attr(name, content)
         self.study.sampler = optuna.samplers.TPESampler(seed=args.seed + len(self.study.trials))
+
+    def check_data(self) -> None:
+        """UserError where the trials so far have read other data than the same flags name now."""
+        runs = [self.trials / trial["trial"] for trial in self.finished()]
+        if not any(map(continuing.data_of, runs)):
+            return
+        config, _ = inputs.resolve(launch_lib.parse(self.flags).config)
+        read = continuing.read(config)[1], continuing.networks(config)
+        if why := next(filter(None, (continuing.why_not_same(run, *read) for run in runs)), ""):
+            raise UserError(f"{self.out} holds the trials of another search: {why}; choose another folder")
 
     def requeue(self) -> None:
         """Queues the trials that an earlier process left unfinished, ahead of new ones and in their own folders.

@@ -107,7 +107,7 @@ def export(
     is_bert = isinstance(model, Bert)
     if isinstance(model, Decoder):
         if form != "hf":
-            raise UserError("a decoder is exported with --format=hf alone")
+            raise UserError(f"--format is {form!r}; allowed for a decoder: hf")
         return _decoder(run, target, network, model, shrink)
     if form == "hf" and not is_bert:
         raise UserError("only a BERT or a decoder can be exported to transformers; this run's network is neither")
