@@ -88,7 +88,7 @@ def note_inputs(workdir: Path, data: str, read: Mapping[str, str] = MappingProxy
 
 
 def data_of(workdir: Path) -> str:
-    """The fingerprint that note_data has kept; "" where there is none."""
+    """The fingerprint that note_inputs has kept; "" where there is none."""
     path = workdir / _FILE
     return str(read_json(path).get("sha256", "")) if path.is_file() else ""
 
