@@ -370,7 +370,8 @@ def test_paths_are_what_a_shell_makes_of_them(key, monkeypatch, tmp_path):
 
     def found(value):
         read = []
-        config = make({key: value})
+        of_files = {"data.source": "hub", "data.task": "classification"} if key in ("data.train", "data.eval") else {}
+        config = make({key: value} | of_files)  # a source that reads them
         resolved, _ = resolve(config, {}, describe=lambda source: (read.append(source) or {}, ""))
         assert read == ([resolved.model.init_from] if resolved.model.init_from else [])
         return resolved[room][name]
