@@ -7,7 +7,8 @@ The step is compiled for eight simulated devices of this machine's processor, or
 does not run. Each line has, by the kind of collective and the devices that take part in it, how many there are in a
 step and the bytes that a device sends, as in a ring of g devices: (g - 1) / g of what an all-gather gives or a
 reduce-scatter takes, twice that of what an all-reduce sums. `flops` and `bytes_accessed` are the compiler's count for
-one device.
+one device. `beyond_adam`, for one device, is the bytes between steps per gated weight beyond params and Adam; the batch,
+which the step is given, is among them.
 """
 
 import argparse
@@ -99,7 +100,7 @@ def compiled(name: str, args: argparse.Namespace, layout: mesh.Layout):
     gather = layout.gather(model, shapes.params)
     step = state_lib.make_train_step(model, method, optimizer, plan, gather=gather)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(at, layout.whole))
-    return jitted.lower(state, batch, rates, hyper).compile(), sum(x.size for x in jax.tree.leaves(shapes.params))
+    return jitted.lower(state, batch, rates, hyper).compile(), shapes
 
 
 def devices_of(topology: str) -> list:
@@ -127,13 +128,17 @@ def main():
             shape = tuple(map(int, sizes.split(",")))
             kinds = (jax.sharding.AxisType.Auto,) * 3
             layout = mesh.Layout(jax.make_mesh(shape, mesh.AXES, kinds, devices=devices[: math.prod(shape)]))
-            program, parameters = compiled(name, args, layout)
+            program, shapes = compiled(name, args, layout)
             cost, memory = program.cost_analysis(), program.memory_analysis()
+            parameters, gated = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (shapes.params, shapes.gates))
+            beyond = memory.argument_size_in_bytes - 12 * parameters  # params and Adam's two moments are float32
             harness.report(
                 benchmark="scaling",
                 method=name,
                 size=args.size,
                 parameters=parameters,
+                gated=gated,
+                beyond_adam=round(beyond / gated, 2) if layout.mesh.size == 1 else None,
                 mesh=dict(zip(mesh.AXES, shape, strict=True)),
                 topology=args.topology or "processor",
                 batch=f"{args.rows}x{args.length}",

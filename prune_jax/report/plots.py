@@ -118,12 +118,13 @@ def _loss(figure, columns, summary) -> None:
     epochs = columns["epoch"]
     axes = figure.add_subplot()
     _line(axes, epochs, columns["train_loss"], BLUE, "training loss (mean of the epoch)")
-    _line(axes, epochs, columns["eval_loss"], ORANGE, "evaluation loss (end of the epoch)", marker="s")
+    pruned = any(_finite(columns["sparsity"]))
+    when = "after the epoch and its cut" if pruned else "end of the epoch"
+    _line(axes, epochs, columns["eval_loss"], ORANGE, f"evaluation loss ({when})", marker="s")
     extra = [name for name in columns if name.startswith("eval_loss_")]
     for name, color in zip(extra, (PURPLE, GREEN), strict=False):
         label = f"evaluation loss, {name.removeprefix('eval_loss_')}"
         _line(axes, epochs, columns[name], color, label, marker="^", linestyle="--")
-    pruned = any(_finite(columns["sparsity"]))
     if pruned:
         shade = axes.twinx()
         label = "sparsity after the epoch (right axis)"
