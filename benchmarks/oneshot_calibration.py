@@ -1,10 +1,11 @@
 """What decides the accuracy of a network pruned in one shot: examples, their padding, dampening, the method.
 
     python -m benchmarks.oneshot_calibration RUN_DIR --out=LINES.jsonl [--examples=128] [--method=sparsegpt]
-        [--sparsity=0.5] [--dampening=0.01] [--padding] [--seeds 0]
+        [--sparsity=0.5] [--scope=global] [--correct] [--dampening=0.01] [--padding] [--seeds 0]
 
 RUN_DIR is a finished dense run of a BERT; its own training data is pruned on, and its evaluation data evaluated. The
-encoder's single weights close. A line is a network, and those that are in the file already are not measured again.
+encoder's single weights close. A line is a network, and those that are in the file already are not measured again. Its
+`held_metric` is of 4,096 training examples that nothing is pruned on: settings are chosen by those.
 """
 
 import argparse
@@ -20,11 +21,18 @@ from prune_jax.run import evaluate, oneshot
 from prune_jax.run import state as state_lib
 
 ROWS, LENGTHS = 64, (16, 32, 64)  # of a batch
+HELD = 4096
+
+
+def held_rows(split):
+    """The training examples that nothing is pruned on."""
+    return np.random.default_rng((0, 0)).permutation(len(split))[-HELD:]
 
 
 def batches(model, split, examples, seed):
     """(the inputs of calls on so many training examples, their masks)."""
-    rows = np.random.default_rng((seed, 0)).permutation(len(split))[:examples]
+    rows = np.random.default_rng((seed, 0)).permutation(len(split))
+    rows = rows[~np.isin(rows, held_rows(split))][:examples]
     rows = rows[np.argsort(split.lengths[rows], kind="stable")]
     made, masks = [], []
     for shorter, length in zip((0, *LENGTHS), LENGTHS, strict=False):
@@ -44,37 +52,47 @@ def main():
     parser.add_argument("--method", choices=("sparsegpt", "wanda", "magnitude"), default="sparsegpt")
     parser.add_argument("--sparsity", type=float, default=0.5)
     parser.add_argument("--dampening", type=float, default=0.01, help="of sparsegpt")
+    parser.add_argument("--scope", choices=("local", "global"), default="local")
+    parser.add_argument("--correct", action="store_true", help="solve against the dense network's outputs")
     parser.add_argument("--padding", action="store_true", help="padding counts as input")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
     done = harness.read(args.out)
     config, dataset, model, params, gates = harness.opened(args.run)
+    held = dataset.train.take(held_rows(dataset.train))
+    dataset = dataset._replace(evals=dataset.evals | {"held": held})
     measure = evaluate.evaluator(config, model, dataset)
+    dense = measure(params, gates)
     plan = state_lib.make_plan(model, units.gate_shapes(model, "encoder"), "encoder", "local")
     rules = oneshot.kept(params, plan)
     with config.unlocked():
         config.sparsegpt.dampening = args.dampening
     method = oneshot.method(config, args.method)
     for seed in args.seeds:
-        case = {name: getattr(args, name) for name in ("examples", "method", "sparsity", "dampening", "padding")}
+        names = ("examples", "method", "sparsity", "scope", "correct", "dampening", "padding")
+        case = {name: getattr(args, name) for name in names}
         case |= {"seed": seed}
         if any(case.items() <= line.items() for line in done):
             continue
         made, masks = batches(model, dataset.train, args.examples, seed)
         told = []
-        new, _ = pj.oneshot(
+        new, closed = pj.oneshot(
             lambda params, *inputs: model.apply({"params": params}, *inputs),
             params,
             made,
             method,
             sparsity=args.sparsity,
+            scope=args.scope,
             rules=rules,
+            correct=args.correct,
             weights=None if args.padding else masks,
             progress=told.append,
         )
         columns = measure(new, gates)
-        line = case | {"metric": columns["eval_metric"], "loss": columns["eval_loss"]}
+        line = case | {"metric": columns["eval_metric"], "loss": columns["eval_loss"], "dense": dense["eval_metric"]}
+        line |= {"held_metric": columns["eval_metric_held"], "held_dense": dense["eval_metric_held"]}
         line |= {"tokens": int(sum(mask.sum() for mask in masks)), "places": int(sum(mask.size for mask in masks))}
+        line |= {"closed": round(float(pj.sparsity(closed)), 4)}
         line |= {"mean_error": float(np.mean([one.error for one in told])), "seconds": round(told[-1].seconds, 1)}
         harness.add(args.out, **line)
 

@@ -7,8 +7,8 @@ The step is compiled for eight simulated devices of this machine's processor, or
 does not run. Each line has, by the kind of collective and the devices that take part in it, how many there are in a
 step and the bytes that a device sends, as in a ring of g devices: (g - 1) / g of what an all-gather gives or a
 reduce-scatter takes, twice that of what an all-reduce sums. `flops` and `bytes_accessed` are the compiler's count for
-one device. `beyond_adam`, for one device, is the bytes between steps per gated weight beyond params and Adam; the batch,
-which the step is given, is among them.
+one device. `beyond_adam`, for one device, is the bytes between steps per gated weight beyond params and Adam; those of
+the batch are among them.
 """
 
 import argparse

@@ -175,6 +175,54 @@ def test_columns_close_by_second_order_cost_and_survivors_are_corrected():
     np.testing.assert_allclose(fn(small, x), net(new, x), atol=1e-4)
 
 
+def test_what_costs_least_of_all_kernels_closes():
+    costs = {"a": np.array([0, 0, 0, 1, 5, 6.0]), "b": np.array([0, 2, 3, 4.0]), "c": np.array([7.0, 8])}
+    assert masks.shares(costs, 0.5, 1.0) == {"a": 4 / 6, "b": 2 / 4, "c": 0}
+    assert masks.shares(costs, 0.5, 0.5) == {"a": 3 / 6, "b": 2 / 4, "c": 1 / 2}, "at most half of each"
+    assert masks.shares(costs, 0.25, 1.0) == {"a": 3 / 6, "b": 0, "c": 0}, "of equal costs, as many as are asked for"
+    assert masks.shares(costs, 0, 1.0) == {"a": 0, "b": 0, "c": 0}
+
+
+@pytest.mark.parametrize("method", [pj.sparsegpt(block=32), pj.wanda(), pj.obs(per="output")])
+def test_kernels_share_by_what_reaches_the_outputs(method):
+    """A path that the output hardly hears of closes further, whatever its own error."""
+    rng = np.random.default_rng(0)
+    params = {name: rng.normal(size=(24, 24)).astype(np.float32) / 5 for name in ("loud", "quiet", "kept")}
+    net = lambda p, x: jnp.tanh(x @ p["loud"]) + 0.01 * (10 * (x @ p["quiet"])) + x @ p["kept"]  # noqa: E731
+    x = rng.normal(size=(400, 24)).astype(np.float32)
+    rules = {"kept": pj.Rule(sparsity=0.25)}
+    new, gates = {}, {}
+    for scope in ("local", "global"):
+        new[scope], gates[scope] = pj.oneshot(net, params, [x], method, sparsity=0.5, rules=rules, scope=scope)
+    share = pj.layer_sparsity(gates["global"])
+    assert share["kept"] == 0.25 and share["quiet"] > 0.8
+    if method.name == "sparsegpt":  # the others close as many of each output
+        assert sum(int((~np.asarray(gates["global"][name])).sum()) for name in ("loud", "quiet")) == 24 * 24
+    lost = {scope: float(np.square(net(new[scope], x) - net(params, x)).mean()) for scope in new}
+    assert lost["global"] < 0.7 * lost["local"]
+
+
+def test_kernels_are_solved_for_against_the_dense_network():
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(12, 8)).astype(np.float32)
+    read, would = (rng.normal(size=(300, 12)) @ rng.normal(size=(12, 12)) for _ in range(2))
+    read[:, 2] = 0
+    h, cross = ((read.T @ other / 300).astype(np.float32) for other in (read, would))
+    factors = hessian.factors(jnp.asarray(h), 1e-4)
+    alive = np.arange(12) != 2
+    d = float(factors.damp) * np.eye(11)
+    expected = np.linalg.solve(h[alive][:, alive] + d, (cross[alive] @ w) + d @ w[alive])
+    np.testing.assert_allclose(np.asarray(hessian.aimed(factors, cross, w))[alive], expected, rtol=2e-2, atol=2e-3)
+    params = [rng.normal(size=(32, 32)).astype(np.float32) / 5 for _ in range(3)]
+    net = lambda p, x: jnp.tanh(jnp.tanh(x @ p[0]) @ p[1]) @ p[2]  # noqa: E731
+    x, unseen = (rng.normal(size=(2000, 32)).astype(np.float32) for _ in range(2))
+    lost = []
+    for correct in (False, True):
+        new, _ = pj.oneshot(net, params, [x[:1000], x[1000:]], pj.sparsegpt(), sparsity=0.6, correct=correct)
+        lost.append(float(np.square(net(new, unseen) - net(params, unseen)).mean()))
+    assert lost[1] < 0.95 * lost[0]
+
+
 def test_masks_close_exactly_as_many():
     scores = jnp.asarray(np.random.default_rng(0).integers(0, 5, (12, 8)), jnp.float32)  # many ties
     for k in (0, 1, 40, 96):
@@ -214,6 +262,10 @@ ones = lambda *shape: np.ones(shape, np.float32)  # noqa: E731
 nan = np.array([[np.nan] * 6], np.float32)
 
 
+def endless(p, x):
+    return jax.lax.while_loop(lambda y: jnp.sum(y) > 1, lambda y: y / 2, dense(p, x))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -224,8 +276,15 @@ nan = np.array([[np.nan] * 6], np.float32)
         (bad(batches=[(np.ones((3, 6), np.float32),) * 2]), "does not take batch 0"),
         (bad(batches=[np.ones((3, 6), np.float32), nan]), "the inputs of kernel are not finite in batch 1"),
         (bad(sparsity=1.5), "sparsity is 1.5; allowed: 0 to 1"),
+<<<<<<< HEAD
         (bad(sparsity={}), "sparsity is {}; allowed: 0 to 1"),
         (bad(batches=[{"x": ones(3, 5)}]), r"does not take batch 0, of shapes \(3, 5\)"),
+=======
+        (bad(scope="erk"), "scope is 'erk'; allowed: local, global"),
+        (bad(scope="global", structure="2:4"), "scope is 'global'; allowed with structure='2:4': local"),
+        (bad(scope="global", fn=lambda p, x: dense(p, x) > 0), "no floating output.*allowed: scope='local'"),
+        (bad(scope="global", fn=endless), "the network has no gradient.*allowed: scope='local'"),
+>>>>>>> 96223dc (One-shot: kernels share the closed fraction by what reaches the outputs, and are solved for against the dense network)
         (bad(weights=[]), "weights has 0 arrays; allowed: 1, one per batch"),
         (bad(weights=[ones(4)]), r"weights has shape \(4,\) with batch 0; no dense layer's inputs lead with it"),
         (bad(weights=[-ones(3)]), "weights has numbers of batch 0 that are no weights; allowed: from 0 on"),

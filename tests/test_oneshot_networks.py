@@ -13,6 +13,8 @@ from flax import nnx
 from test_networks import Linen
 
 import prune_jax as pj
+from prune_jax.oneshot.walk import Walk
+from prune_jax.oneshot.walk import _combination as combination
 from prune_jax.pruning import trees
 
 KEY = jax.random.key(0)
@@ -138,6 +140,41 @@ def test_a_convolution_is_the_dense_layer_of_its_patches():
     )  # fmt: skip
     np.testing.assert_array_equal(gates["kernel"].reshape(36, 5), its["kernel"])
     np.testing.assert_allclose(new["kernel"].reshape(36, 5), dense["kernel"], atol=1e-4)
+
+
+def test_slopes_are_the_gradient_of_the_outputs_at_every_row():
+    rng = np.random.default_rng(0)
+    params = {
+        "conv": rng.normal(size=(3, 2, 2, 6)).astype(np.float32),
+        "left": rng.normal(size=(5, 6)).astype(np.float32),
+        "up": rng.normal(size=(7, 3)).astype(np.float32),
+    }
+
+    def net(p, x, added=(0, 0, 0)):
+        y = jax.lax.conv_general_dilated(
+            x, p["conv"], (1, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2
+        )
+        y = jnp.tanh(y + added[0])
+        y = jnp.tanh(jax.lax.dot_general(p["left"], y, (((1,), (3,)), ((), ()))) + added[1])  # (5, N, H, W)
+        return jnp.einsum("oc,cnh->nho", p["up"], y[:3, ..., 0]) + added[2]
+
+    x = rng.normal(size=(2, 4, 6, 4)).astype(np.float32)
+    walk = Walk(net, params, [x], lambda name: True)
+    walk.guide(jax.random.key(0))
+    along = combination(jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 1)[0], (2, 4, 7))
+    np.testing.assert_allclose(np.asarray(along).mean(-1), 0, atol=1e-6)
+    zeros = [np.zeros(shape, np.float32) for shape in ((2, 4, 3, 6), (5, 2, 4, 3), (2, 4, 7))]
+    wanted = jax.jit(jax.grad(lambda added: jnp.sum(net(params, x, added) * along)))(zeros)
+    conv, left, up = (np.square(each) for each in wanted)
+    names = [site.pieces[0].name for site in walk.sites]
+    found = dict(zip(names, (each[0] for each in walk.slopes[0]), strict=True))
+    for name, squares in (  # (batch, rows, outputs)
+        ("conv", conv.reshape(24, 2, 3).transpose(1, 0, 2)),
+        ("left", left.reshape(5, 24).T[None]),
+        ("up", up.reshape(1, 8, 7)),
+    ):
+        np.testing.assert_allclose(found[name].rows[0], squares.sum(2), rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(found[name].outputs, squares.sum(1), rtol=1e-4, err_msg=name)
 
 
 def test_joined_scaled_cast_stacked_and_shared_kernels():

@@ -107,13 +107,16 @@ def check_oneshot(config) -> None:
             raise fail("oneshot.method", cfg.method, f"{name}, or empty, with config.pruning.method={name}")
         cfg.method = name
         if config.pruning.scope != "local":
-            raise fail("pruning.scope", config.pruning.scope, f"local with config.pruning.method={name}")
+            allowed = f"local with config.pruning.method={name}, whose scope is config.oneshot.scope"
+            raise fail("pruning.scope", config.pruning.scope, allowed)
     if config.train.epochs == 0 and not cfg.method:
         raise fail("train.epochs", 0, f"1 to 1000000, or 0 with config.oneshot.method or {', '.join(methods.ONESHOT)}")
     if cfg.method == "obs" and structure.startswith("block:"):
         raise fail("pruning.structure", structure, "any but blocks with config.oneshot.method=obs")
     if cfg.target == "flops" and cfg.method and _parsed(structure).kind != "groups":
         raise fail("oneshot.target", cfg.target, f"units with config.pruning.structure={structure}")
+    if cfg.scope == "global" and cfg.method and _parsed(structure).kind not in ("unstructured", "encoder"):
+        raise fail("oneshot.scope", cfg.scope, f"local with config.pruning.structure={structure}")
     if cfg.correct and cfg.method == "sparsegpt" and config.sparsegpt.bits:
         raise fail("oneshot.correct", True, "false with config.sparsegpt.bits, whose grid it leaves")
 

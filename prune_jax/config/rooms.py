@@ -324,8 +324,18 @@ class OneShot:
         "What that fraction is of, where units close: of each group's units, or of the network's operations.",
         choices=("units", "flops"),
     )
+    scope: str = option(
+        "local",
+        "Where single weights close: local, each kernel closes that fraction; global, all kernels together, so that "
+        "the network's outputs lose little.",
+        choices=("local", "global"),
+    )
     examples: int = option(128, "The training examples, or windows of text, that it is pruned on.", 1)
-    correct: bool = option(False, "Whether the survivors are solved for once more, by least squares.")
+    correct: bool = option(
+        False,
+        "Whether kernels are solved for against the dense network's outputs, and the survivors once more, by least "
+        "squares. Takes more examples than a kernel has inputs, 1024 or so.",
+    )
 
 
 @options

@@ -75,6 +75,20 @@ def error(factors: Factors, dense: jax.Array, new: jax.Array) -> jax.Array:
     return jnp.where(whole > 0, jnp.maximum(lost, 0) / jnp.where(whole > 0, whole, 1), 0)
 
 
+def aimed(factors: Factors, cross: jax.Array, dense: jax.Array) -> jax.Array:
+    """The weights V of least E|V'x - W'y|^2, where x is what a layer reads and y what it would read in a dense network.
+
+    V = (H + d)^-1 (E[x y'] + d) W: dampened by d, as H is, towards the W that it has.
+
+    Args:
+      cross: (inputs, inputs) E[x y']; dense: (inputs, outputs) W.
+    """
+    at = jax.lax.Precision.HIGHEST
+    damped = cross + jnp.diag(jnp.where(factors.dead, 1.0, factors.damp))
+    right = jnp.dot(damped, dense, precision=at)
+    return jnp.dot(factors.upper.T, jnp.dot(factors.upper, right, precision=at), precision=at)
+
+
 def corrected(hessian: jax.Array, dense: jax.Array, opened: jax.Array, turns: int = 100) -> jax.Array:
     """The least-squares weights of the survivors against the dense layer's outputs, (inputs, outputs) float32.
 

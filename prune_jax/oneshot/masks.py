@@ -3,12 +3,16 @@
 Matrices are (inputs, outputs) here: a column update then runs along consecutive numbers.
 """
 
-from typing import NamedTuple
+from collections.abc import Hashable, Mapping
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from prune_jax.pruning.select import rank
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 class Layout(NamedTuple):
@@ -16,12 +20,12 @@ class Layout(NamedTuple):
 
     Attributes:
       kind: unstructured, block, or n:m.
-      sparsity: the closed fraction.
+      sparsity: the closed fraction; () float32 where a kernel's is found while pruning, and one program does for all.
       sizes: (R, C) of blocks of R inputs by C outputs; (n, m) of n open of every m inputs.
     """
 
     kind: str
-    sparsity: float
+    sparsity: float | jax.Array
     sizes: tuple[int, int] = (1, 1)
 
     @property
@@ -80,11 +84,37 @@ def closed(scores: jax.Array, layout: Layout, per_output: bool = False) -> jax.A
     if layout.kind == "block":
         return lowest_blocks(scores, layout, count(layout, *scores.shape))
     if per_output:
-        return lowest(scores.T, round(layout.sparsity * scores.shape[0])).T
+        return lowest(scores.T, count(layout, scores.shape[0], 1)).T
     return lowest(scores.reshape(1, -1), count(layout, *scores.shape)).reshape(scores.shape)
 
 
-def count(layout: Layout, inputs: int, outputs: int) -> int:
+def count(layout: Layout, inputs: int, outputs: int) -> int | jax.Array:
     """How many weights, or blocks, of so many inputs close."""
     r, c = layout.sizes if layout.kind == "block" else (1, 1)
-    return round(layout.sparsity * (inputs // r) * (outputs // c))
+    number = layout.sparsity * (inputs // r) * (outputs // c)
+    return jnp.round(number).astype(jnp.int32) if isinstance(number, jax.Array) else round(number)
+
+
+def shares(costs: Mapping[Name, np.ndarray], sparsity: float, most: float) -> dict[Name, float]:
+    """Name of a matrix -> the fraction of it that closes, where the lowest costs of all of them close together.
+
+    Args:
+      costs: name -> (weights,) what each weight costs, in ascending order; sparsity: the fraction of all weights.
+      most: the largest fraction of one matrix, at least `sparsity`.
+    """
+    total = round(sparsity * sum(map(len, costs.values())))
+    able = {
+        name: own[: max(int(most * len(own)), -(-total * len(own) // sum(map(len, costs.values()))))]
+        for name, own in costs.items()
+    }
+    if not total:
+        return dict.fromkeys(costs, 0.0)
+    level = np.partition(np.concatenate([*able.values()]), total - 1)[total - 1]
+    below = {name: int(np.searchsorted(own, level, "left")) for name, own in able.items()}
+    ties = {name: int(np.searchsorted(own, level, "right")) - below[name] for name, own in able.items()}
+    left, tied = total - sum(below.values()), sum(ties.values())
+    closed = {name: below[name] + ties[name] * left // tied for name in costs}
+    for name in costs:  # what rounding down has left over
+        more = min(total - sum(closed.values()), below[name] + ties[name] - closed[name])
+        closed[name] += more
+    return {name: closed[name] / len(own) for name, own in costs.items()}

@@ -5,7 +5,7 @@ import math
 import numbers
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 
 from prune_jax.graph import graph as graph_lib
 from prune_jax.oneshot import hessian as hessian_lib
-from prune_jax.oneshot import structured, wanda
+from prune_jax.oneshot import masks, structured, wanda
 from prune_jax.oneshot.masks import Layout
 from prune_jax.oneshot.solver import OneShot
 from prune_jax.oneshot.uses import Piece, Site
@@ -59,6 +59,7 @@ def oneshot(
     *,
     sparsity: float = 0.5,
     structure: str | Sequence[Group] = "unstructured",
+    scope: str = "local",
     target: str = "units",
     rules: Mapping[str, Rule] | None = None,
     correct: bool = False,
@@ -84,12 +85,17 @@ def oneshot(
       structure: unstructured, n:m over consecutive inputs (features, in a convolution), block:RxC, or groups of the
         network (heads, columns, channels, names, joined by +; auto), or Groups themselves. Units close by second-order
         cost with the survivors corrected, whatever the method.
+      scope: where single weights close: "local", every kernel closes `sparsity` of its own; "global", those without a
+        rule share it, so that the outputs of the network lose little (see `shares`). That takes a second pass over the
+        batches, and a backward pass of each.
       target: what `sparsity` is of, where units close: "units", of each group; "flops", of the operations of a call
         with the first batch, which the groups then share so that the errors of what reads them sum to little. That
         takes a second pass over the batches.
       rules: pattern -> Rule, as of pj.prune: what stays dense, and kernels with a sparsity or a structure of their own;
         where units close, KEEP alone. An axis is not read: the function says which one counts the inputs.
-      correct: whether the survivors are solved for once more, by least squares against the dense layer's outputs.
+      correct: whether kernels are solved for against the outputs that their layers have in the dense network, and not
+        against those of the dense kernels on inputs that have changed; and the survivors once more, by least squares.
+        The dense network's values are held and moved on as well. It takes more examples than a kernel has inputs.
       weights: per batch an array, such as its mask (examples, tokens): what each place counts in the inputs of dense
         layers that have these leading axes, flattened or not. Without, padding counts as input.
       progress: called with a Done per kernel; True for a line on the console, None for one if there is a terminal.
@@ -120,19 +126,30 @@ def oneshot(
     usual = structure_lib.parse(structure if isinstance(structure, str) else "groups")
     if target == "flops" and usual.kind != "groups":
         raise ValueError(f"target is 'flops'; allowed with structure={structure!r}: units")
+    if scope not in ("local", "global"):
+        raise ValueError(f"scope is {scope!r}; allowed: local, global")
+    if scope == "global" and usual.kind not in ("unstructured", "encoder"):
+        raise ValueError(f"scope is 'global'; allowed with structure={usual.text!r}: local")
     batches = list(batches)
     layouts = _layouts(params, method, usual, sparsity, dict(rules or {}))
     places = None if weights is None else list(weights)
-    walk = Walk(fn, params, batches, lambda name: name in layouts, places)
+    begun = lambda: Walk(fn, params, batches, lambda name: name in layouts, places)  # noqa: E731
+    walk = begun()
     if not walk.sites:
         raise ValueError(
             "there is nothing to prune: the network has no linear layer and no convolution that the rules do not keep; "
             f"its weights are {', '.join(list(trees.by_name(params))[:8]) or 'none'}"
         )
     _check_named(params, dict(rules or {}), walk)
-    job = _Job(walk, params, method, layouts, correct, _progress(progress))
+    job = _Job(walk, params, method, layouts, _progress(progress), begun() if correct else None)
     if usual.kind != "groups":
-        return job.close_weights()
+        if scope == "local":
+            return job.close_weights()
+        own = plan_lib.assigned(params, dict(rules or {}))
+        free = {name for name in layouts if name not in own or (own[name].sparsity is None and not own[name].structure)}
+        guided = begun()
+        guided.guide(jax.random.key(0))
+        return job.close_weights(_Job(guided, params, method, layouts, _mute).shares(free, sparsity))
     kept = {name for name, rule in plan_lib.assigned(params, dict(rules or {})).items() if rule.keep}
     graph = graph_lib.trace(fn, params, *walk.example)
     groups = structure_lib.chosen(usual, tuple(graph.groups.values())) if isinstance(structure, str) else structure
@@ -140,8 +157,7 @@ def oneshot(
     if target == "units":
         counts = {at: min(round(sparsity * r.group.size), r.group.size - 1) for at, r in found.items()}
     else:
-        again = Walk(fn, params, batches, lambda name: name in layouts, places)
-        rehearsal = _Job(again, params, method, layouts, False, _mute)
+        rehearsal = _Job(begun(), params, method, layouts, _mute)
         counts = structured.share(graph, params, found, rehearsal.curves(found), sparsity)
     return job.close_groups(found, counts)
 
@@ -208,28 +224,35 @@ class _Job:
     """One run over the sites of a network."""
 
     def __init__(
-        self, walk: Walk, params: Tree, method: OneShot, layouts: dict[str, Layout], correct: bool, tell: Callable
+        self,
+        walk: Walk,
+        params: Tree,
+        method: OneShot,
+        layouts: dict[str, Layout],
+        tell: Callable,
+        dense: Walk | None = None,
     ) -> None:
+        """dense: a walk of the dense network, against whose outputs kernels are solved for."""
         self._walk, self._params, self._method = walk, params, method
-        self._layouts, self._correct, self._tell = layouts, correct, tell
+        self._layouts, self._tell, self._dense = layouts, tell, dense
         leaves = trees.by_name(params)
         self._names = list(leaves)
         self.starts = np.concatenate([[0], np.cumsum([np.size(leaf) for leaf in leaves.values()], dtype=np.int64)])
         self._open: dict[str, np.ndarray] = {}
         self._begun = time.monotonic()
 
-    def close_weights(self) -> tuple[Tree, Tree]:
-        """All kernels by the method."""
+    def close_weights(self, shares: Mapping[tuple[int, int], float] | None = None) -> tuple[Tree, Tree]:
+        """All kernels by the method; shares: as of `shares`, where the layouts' are not those that close."""
         for site in self._walk.sites:
             for piece in site.pieces:
                 self._check(piece)
-        total, number = sum(len(site.pieces) for site in self._walk.sites), 0
+        total, number, shares = sum(len(site.pieces) for site in self._walk.sites), 0, shares or {}
         for at, site in enumerate(self._walk.sites):
-            factors = self._factors(at, site)
-            for piece in site.pieces:
-                weights = self._read(piece)
-                solve = _solver(self._method.solve, self._layouts[piece.name], self._correct)
-                new, opened, error = solve(weights, factors)
+            factors, cross = self._factors(at, site)
+            for n, piece in enumerate(site.pieces):
+                weights, layout, share = self._read(piece), self._layouts[piece.name], shares.get((at, n))
+                solve = _solver(self._method.solve, layout if share is None else layout._replace(sparsity=0.0))
+                new, opened, error = solve(weights, factors, cross, None if share is None else jnp.float32(share))
                 opened = np.asarray(opened)
                 self._write(piece, np.asarray(new), opened)
                 number += 1
@@ -237,6 +260,25 @@ class _Job:
                 self._report(piece.name, number, total, share, lost, number)
         gates = gates_lib.open_gates(self._params, lambda name, leaf: name in self._open, self._open.get)
         return self._result(), gates
+
+    def shares(self, free: Collection[str], sparsity: float) -> dict[tuple[int, int], float]:
+        """(number of a site, of its piece) -> its closed fraction; the kernels in `free` close `sparsity` together.
+
+        A weight costs w^2 s / (2 [H^-1]_ii), the rise of the squared error once the others have made up for it
+        (optimal brain surgeon: Hassibi and Stork, 1993). H is of rows that count by their slopes, and s is the share of
+        the weight's output in those (Walk.guide): the error is the one that reaches the network's outputs, as if the
+        slope at a row and an output were a product, and kernels can be compared. What costs least closes; of a
+        kernel at most 95 %, or half of what `sparsity` leaves open: costs of single weights add up only as long as
+        others are there to make up for them. Nothing is closed here. Memory: a float32 per weight.
+        """
+        costs: dict[tuple[int, int], np.ndarray] = {}
+        for at, site in enumerate(self._walk.sites):
+            for n, piece in enumerate(site.pieces):
+                if piece.name in free:
+                    factors, _ = self._factors(at, site, n)
+                    outputs = sum(np.asarray(batch[at][n].outputs) for batch in self._walk.slopes)
+                    costs[at, n] = np.sort(np.asarray(_costs(self._read(piece), factors, outputs)), axis=None)
+        return masks.shares(costs, sparsity, max(0.95, (1 + sparsity) / 2))
 
     def curves(self, found: dict[int, structured.Reading]) -> dict[int, np.ndarray]:
         """Number of a site -> (units,) the error of its outputs once 0, 1, ... units of its group are closed.
@@ -246,7 +288,7 @@ class _Job:
         curves = {}
         for at in sorted(found):
             _, pieces, units = found[at]
-            factors = jax.tree.map(lambda x: x[0], self._factors(at, self._walk.sites[at]))
+            factors = jax.tree.map(lambda x: x[0], self._factors(at, self._walk.sites[at])[0])
             dense = jnp.concatenate([self._read(piece)[0] for piece in pieces], axis=1)
             curves[at] = structured.curve(dense, factors, units, found[at].group.size)
         return curves
@@ -257,9 +299,9 @@ class _Job:
         closed: list[tuple[Group, np.ndarray]] = []
         for number, at in enumerate(sorted(found), 1):
             group, pieces, units = found[at]
-            factors = jax.tree.map(lambda x: x[0], self._factors(at, sites[at]))
+            factors, cross = jax.tree.map(lambda x: x[0], self._factors(at, sites[at]))
             weights = [self._read(piece)[0] for piece in pieces]
-            dense = jnp.concatenate(weights, axis=1)
+            dense = _aimed(jnp.concatenate(weights, axis=1), factors, cross)
             k = counts[at]
             new, opened = structured.remove(dense, factors, units, group.size, k)
             closed.append((group, ~np.asarray(opened)))
@@ -279,12 +321,16 @@ class _Job:
         gates = gates_lib.open_gates(self._params, lambda name, leaf: name in own, own.get)
         return gates_lib.masked(self._result(), gates), gates
 
-    def _factors(self, at: int, site: Site) -> hessian_lib.Factors:
-        """The factors of a site's Hessians, each with a leading axis."""
-        factors = _factored(self._walk.moments(at), self._method.dampening)
+    def _factors(self, at: int, site: Site, piece: int | None = None) -> tuple[hessian_lib.Factors, jax.Array | None]:
+        """(the factors of a site's Hessians, E[x y^T] with y of the dense network), each with a leading axis.
+
+        With the number of a piece, rows count by their slopes.
+        """
+        moments, cross = self._walk.moments(at, self._dense, piece)
+        factors = _factored(moments, self._method.dampening)
         if not np.isfinite(np.asarray(factors.damp)).all():
             raise ValueError(f"the Hessian of {site.pieces[0].name} is singular at every dampening that was tried")
-        return factors
+        return factors, cross
 
     def _check(self, piece: Piece) -> None:
         layout, (_, outputs, inputs) = self._layouts[piece.name], piece.entries.shape
@@ -336,18 +382,44 @@ class _Job:
 
 
 @functools.lru_cache(maxsize=64)
-def _solver(solve: Callable, layout: Layout, correct: bool) -> Callable:
-    """A compiled function of batches of weights and factors: (new weights, what is open, errors)."""
+def _solver(solve: Callable, layout: Layout) -> Callable:
+    """A compiled function of batches of weights, factors, E[x y^T] or None, and the closed fraction if it is not the
+    layout's: (new weights, what is open, errors)."""
 
-    def one(given: tuple[jax.Array, hessian_lib.Factors]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        weights, factors = given
-        new, opened = solve(weights, factors, layout)
-        if correct:
-            new = hessian_lib.corrected(factors.hessian, weights, opened)
-        new = jnp.where(opened, new, 0)
-        return new, opened, hessian_lib.error(factors, weights, new)
+    def batched(weights: jax.Array, factors: Any, cross: jax.Array | None, share: jax.Array | None) -> tuple:
+        own = layout if share is None else layout._replace(sparsity=share)
 
-    return jax.jit(lambda weights, factors: jax.lax.map(one, (weights, factors)))
+        def one(given: tuple) -> tuple[jax.Array, jax.Array, jax.Array]:
+            weights, factors, cross = given
+            weights = _aimed(weights, factors, cross)
+            new, opened = solve(weights, factors, own)
+            if cross is not None:
+                new = hessian_lib.corrected(factors.hessian, weights, opened)
+            new = jnp.where(opened, new, 0)
+            return new, opened, hessian_lib.error(factors, weights, new)
+
+        return jax.lax.map(one, (weights, factors, cross))
+
+    return jax.jit(batched)
+
+
+@jax.jit
+def _aimed(weights: jax.Array, factors: hessian_lib.Factors, cross: jax.Array | None) -> jax.Array:
+    """The weights whose outputs come closest to those of the layer in the dense network."""
+    return weights if cross is None else hessian_lib.aimed(factors, cross, weights)
+
+
+@jax.jit
+def _costs(weights: jax.Array, factors: hessian_lib.Factors, outputs: jax.Array) -> jax.Array:
+    """What each weight costs, of batches (batch, inputs, outputs); nothing where the input is always 0.
+
+    Args:
+      outputs: (batch, outputs) the slopes of the outputs.
+    """
+    inverse = jnp.sum(jnp.square(factors.upper), axis=1)  # the diagonal of U'U
+    whole = jnp.sum(outputs, axis=1, keepdims=True)
+    share = jnp.where(whole > 0, outputs / jnp.where(whole > 0, whole, 1), 0)
+    return jnp.where(factors.dead[:, :, None], 0, jnp.square(weights) * share[:, None] / (2 * inverse[:, :, None]))
 
 
 @functools.partial(jax.jit, static_argnums=1)

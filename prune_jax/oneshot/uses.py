@@ -67,6 +67,7 @@ class Piece(NamedTuple):
       scale: of the same shape, what the function multiplies the weights with; None for 1.
       owners: the numbers of the weights that it is of.
       run: how many consecutive inputs are features; n:m divides it.
+      uses: of the operand that it is a part of; rows: which of the operand's outputs are its own.
     """
 
     name: str
@@ -74,6 +75,8 @@ class Piece(NamedTuple):
     scale: np.ndarray | None
     owners: tuple[int, ...]
     run: int
+    uses: tuple[Use, ...]
+    rows: np.ndarray
 
 
 class Site(NamedTuple):
@@ -134,7 +137,7 @@ class _Finder:
         groups: dict[Any, tuple[list[Use], list[Piece]]] = {}
         for ids, scale, run, uses in by_piece.values():
             site = groups.setdefault(tuple(use.site for use in uses), (uses, []))
-            site[1].extend(self._pieces(ids, scale, run))
+            site[1].extend(self._pieces(ids, scale, run, tuple(uses)))
         return sorted((Site(tuple(uses), tuple(pieces)) for uses, pieces in groups.values()), key=lambda s: s.first)
 
     def _use(self, at: int, op: Op, blamed: dict[int, str]) -> tuple[Use, Any] | None:
@@ -305,7 +308,7 @@ class _Finder:
     def _owner(self, ids: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._offsets, np.asarray(ids, np.int64) - 1, side="right") - 1
 
-    def _pieces(self, ids: np.ndarray, scale: np.ndarray | None, run: int) -> list[Piece]:
+    def _pieces(self, ids: np.ndarray, scale: np.ndarray | None, run: int, uses: tuple[Use, ...]) -> list[Piece]:
         """The pieces of an operand: its outputs by the weight that they belong to."""
         owners = self._owner(ids)
         first = owners[0, :, 0]
@@ -318,7 +321,7 @@ class _Finder:
             own = owners[:, rows]
             entries = ids[:, rows].astype(np.int64) - 1 - self._offsets[own] + self._starts[own]
             parts = None if scale is None else scale[:, rows]
-            made.append(Piece(self._name(owner), entries, parts, tuple(np.unique(own).tolist()), run))
+            made.append(Piece(self._name(owner), entries, parts, tuple(np.unique(own).tolist()), run, uses, rows))
         return made
 
 
@@ -386,39 +389,79 @@ def number_of_rows(use: Use) -> int:
     return eqn.invars[0].aval.shape[lhs[0]] * math.prod(eqn.outvars[0].aval.shape[i] for i in out[2:])
 
 
-def moments(use: Use, value: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-    """(batch, inputs, inputs) float32, the sum of x x^T over the rows that a use reads.
+def moments(
+    use: Use,
+    value: jax.Array,
+    weights: jax.Array | None = None,
+    slopes: jax.Array | None = None,
+    other: jax.Array | None = None,
+) -> jax.Array:
+    """(batch, inputs, inputs) float32, the sum of x y^T over the rows that a use reads; y is x without another value.
 
     Args:
       weights: of the leading axes of value, what each row counts; None for 1.
+      slopes: (batch, rows) what each row counts besides; None for 1.
+      other: of value's shape, what y is read from.
     """
     eqn = use.op.eqn
+    values = [value] if other is None else [value, other]
     if weights is not None:
-        value = value.astype(jnp.float32) * jnp.sqrt(weights).reshape(
-            weights.shape + (1,) * (value.ndim - weights.ndim)
-        )
+        root = jnp.sqrt(weights).reshape(weights.shape + (1,) * (value.ndim - weights.ndim))
+        values = [each.astype(jnp.float32) * root for each in values]
     if use.op.name == "dot_general":
         contracted, batch = (axes[1 - use.side] for axes in eqn.params["dimension_numbers"])
         free = [i for i in range(value.ndim) if i not in (*contracted, *batch)]
         sizes = [math.prod(value.shape[i] for i in axes) for axes in (batch, free, contracted)]
-        rows = jnp.transpose(value, (*batch, *free, *contracted)).reshape(sizes).astype(jnp.float32)
-        return _squares(rows)
+        order = (*batch, *free, *contracted)
+        return _products([jnp.transpose(each, order).reshape(sizes).astype(jnp.float32) for each in values], slopes)
     lhs, rhs, _ = eqn.params["dimension_numbers"]
     groups = eqn.params["feature_group_count"]
     window = math.prod(eqn.invars[1].aval.shape[i] for i in rhs[2:])
     examples, features = value.shape[lhs[0]], value.shape[lhs[1]]
     width = window * (features // groups)
 
-    def of(part: jax.Array) -> jax.Array:
-        rows = inputs_lib.patches(eqn, part.astype(jnp.float32))
-        rows = rows.reshape(-1, window, groups, features // groups).transpose(2, 0, 1, 3)
-        return _squares(rows.reshape(groups, -1, width))
+    def of(parts: Sequence[jax.Array], slopes: jax.Array | None) -> jax.Array:
+        met = [inputs_lib.patches(eqn, part.astype(jnp.float32)) for part in parts]
+        rows = [each.reshape(-1, window, groups, features // groups).transpose(2, 0, 1, 3) for each in met]
+        return _products([each.reshape(groups, -1, width) for each in rows], slopes)
 
     if number_of_rows(use) * window * features <= _PATCHES:
-        return of(value)
-    step = lambda i, total: total + of(jax.lax.dynamic_slice_in_dim(value, i, 1, lhs[0]))  # noqa: E731
+        return of(values, slopes)
+
+    def step(i: jax.Array, total: jax.Array) -> jax.Array:
+        parts = [jax.lax.dynamic_slice_in_dim(each, i, 1, lhs[0]) for each in values]
+        own = None
+        if slopes is not None:
+            by_example = slopes.reshape(groups, examples, -1)
+            own = jax.lax.dynamic_index_in_dim(by_example, i, 1, keepdims=False)
+        return total + of(parts, own)
+
     return jax.lax.fori_loop(0, examples, step, jnp.zeros((groups, width, width), jnp.float32))
 
 
-def _squares(rows: jax.Array) -> jax.Array:
-    return jnp.einsum("bni,bnj->bij", rows, rows, precision=jax.lax.Precision.HIGHEST)
+def slopes(use: Use, gradient: jax.Array) -> jax.Array:
+    """(batch, rows, outputs) float32: the squares of a gradient, as `moments` has the rows, and a Piece the outputs.
+
+    Args:
+      gradient: of a number, with respect to the result of the use's operation.
+    """
+    eqn = use.op.eqn
+    gradient = gradient.astype(jnp.float32)
+    if use.op.name == "dot_general":
+        contracted, batch = (axes[1 - use.side] for axes in eqn.params["dimension_numbers"])
+        shape = eqn.invars[1 - use.side].aval.shape
+        rows = math.prod(n for i, n in enumerate(shape) if i not in (*contracted, *batch))
+        count = math.prod(shape[i] for i in batch)
+        sizes = (count, rows, -1) if use.side == 1 else (count, -1, rows)
+        squares = jnp.square(gradient.reshape(sizes))
+        return squares if use.side == 1 else squares.transpose(0, 2, 1)
+    out, groups = eqn.params["dimension_numbers"][2], eqn.params["feature_group_count"]
+    moved = jnp.transpose(gradient, (out[0], *out[2:], out[1]))
+    return jnp.square(moved.reshape(-1, groups, moved.shape[-1] // groups)).transpose(1, 0, 2)
+
+
+def _products(rows: Sequence[jax.Array], slopes: jax.Array | None) -> jax.Array:
+    """Sums of x y^T over rows (batch, rows, inputs), the first and the last of a sequence."""
+    if slopes is not None:
+        rows = [each * jnp.sqrt(slopes)[..., None] for each in rows]
+    return jnp.einsum("bni,bnj->bij", rows[0], rows[-1], precision=jax.lax.Precision.HIGHEST)

@@ -5,7 +5,7 @@ stack's layers. Values that no input has a part in are made anew where they are 
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,20 @@ from prune_jax.graph import flat as flat_lib
 from prune_jax.graph import inputs as inputs_lib
 from prune_jax.graph.flat import Flat, Op
 from prune_jax.oneshot import uses as uses_lib
-from prune_jax.oneshot.uses import Site, Use
+from prune_jax.oneshot.uses import Piece, Site, Use
 
 Tree = Any
+
+
+class Slopes(NamedTuple):
+    """How much a network's outputs hang on what a piece of a kernel makes of a batch.
+
+    Attributes:
+      rows: per use (batch, rows), summed over the outputs of the piece; outputs: (batch, outputs), over all rows.
+    """
+
+    rows: list[jax.Array]
+    outputs: jax.Array
 
 
 class Walk:
@@ -28,6 +39,7 @@ class Walk:
     Attributes:
       sites: where the function meets its kernels, in the order in which it does.
       example: the shapes of the first batch.
+      slopes: per batch, site and piece, what `guide` found; empty before.
     """
 
     def __init__(
@@ -51,6 +63,7 @@ class Walk:
         self._of: list[tuple[Flat, list[Site]]] = []
         self._compiled: dict[Any, Any] = {}
         self._cuts: dict[int, int] = {}
+        self.slopes: list[list[list[Slopes]]] = []
         for i, batch in enumerate(batches):
             inputs = inputs_lib.of_call(batch)
             key = _signature(inputs)
@@ -92,19 +105,56 @@ class Walk:
         """The leaf of the weights of this number."""
         return self._weights[number]
 
-    def moments(self, site: int) -> jax.Array:
+    def guide(self, key: jax.Array) -> None:
+        """Finds how much the network's outputs hang on what each kernel makes; before the walk begins.
+
+        That is the square of the gradient of a random combination of the outputs, whose expectation is the squared
+        gradient of each output, summed. Combinations along the last axis of an output sum to 0, for a softmax does not
+        see a shift. One backward pass per batch.
+
+        Raises:
+          ValueError: the network has no floating output, no gradient, or one that is not finite.
+        """
+        compiled: dict[int, Callable] = {}
+        for i in range(self.number):
+            flat, sites = self._of[i]
+            floating = [
+                n for n in flat.outs if not isinstance(n, Literal) and jnp.issubdtype(flat.shapes[n].dtype, jnp.inexact)
+            ]
+            if not floating:
+                raise ValueError("the network has no floating output, whose gradient is needed; allowed: scope='local'")
+            function = compiled.setdefault(id(flat), jax.jit(_slopes_of(flat, sites, floating)))
+            keys = jax.random.split(jax.random.fold_in(key, i), len(floating))
+            along = [_combination(k, flat.shapes[n].shape) for k, n in zip(keys, floating, strict=True)]
+            try:
+                found = function(self._weights, [self._envs[i][n] for n in flat.inputs], along)
+            except (TypeError, ValueError, NotImplementedError) as error:
+                raise ValueError(f"the network has no gradient: {first_line(error)}; allowed: scope='local'") from error
+            if not all(jnp.isfinite(each).all() for each in jax.tree.leaves(found)):
+                raise ValueError(f"the outputs' gradient is not finite in batch {i}; allowed: scope='local'")
+            self.slopes.append(found)
+
+    def moments(
+        self, site: int, dense: "Walk | None" = None, piece: int | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
         """(batch, inputs, inputs) float32, the mean of x x^T over what a site reads; moves all batches up to it.
 
         Values whose leading axes are those of the weights count by them, others whole.
 
+        Args:
+          dense: the walk of another network of the same form.
+          piece: of the site, by whose slopes rows count after `guide`. The sum is returned then, and not the mean.
+        Returns:
+          (that mean, the mean of x y^T with y what the other network's site reads, or None).
         Raises:
           ValueError: the inputs are not finite, with the kernel and the batch.
         """
-        total, rows, finite = None, 0.0, []
+        total: tuple[jax.Array, ...] = ()
+        rows, finite = 0.0, []
         for i in range(self.number):
             flat, sites = self._of[i]
             self._advance(i, flat, sites[site].first)
-            uses = sites[site].uses
+            uses = sites[site].uses if piece is None else sites[site].pieces[piece].uses
             targets = list(dict.fromkeys(use.inputs for use in uses if not isinstance(use.inputs, Literal)))
             ops, leaves = flat.slice(targets, self._envs[i])
             places = self._places[i]
@@ -114,11 +164,14 @@ class Walk:
                 for use, axes in zip(uses, along, strict=True)
             )
             fn, ordered = self._function(flat, ops, leaves, targets, told, uses)
-            if total is None:
+            if not total:
                 width = sites[site].pieces[0].entries.shape
-                total = jnp.zeros((width[0], width[2], width[2]), jnp.float32)
+                square = (width[0], width[2], width[2])
+                total = tuple(jnp.zeros(square, jnp.float32) for _ in range(1 if dense is None else 2))
             held = None if places is None else jnp.asarray(places)
-            total, ok = fn(total, held, *(self._given(i, flat, number) for number in ordered))
+            own = None if piece is None else self.slopes[i][site][piece].rows
+            besides = (own, None if dense is None else dense._read(i, site))
+            total, ok = fn(total, held, besides, *(self._given(i, flat, number) for number in ordered))
             finite.append(ok)
             for use, axes in zip(uses, along, strict=True):
                 share = 1.0 if places is None or axes is None else float(places.mean())
@@ -126,8 +179,19 @@ class Walk:
         for i, ok in enumerate(jax.device_get(finite)):
             if not ok:
                 raise ValueError(f"the inputs of {self.sites[site].pieces[0].name} are not finite in batch {i}")
-        assert total is not None
-        return total / (rows or 1)
+        scale = rows or 1 if piece is None else 1
+        return total[0] / scale, None if dense is None else total[1] / scale
+
+    def _read(self, i: int, site: int) -> list[jax.Array]:
+        """What each use of a site reads of batch i, which is moved up to it."""
+        flat, sites = self._of[i]
+        self._advance(i, flat, sites[site].first)
+        numbers = [use.inputs for use in sites[site].uses]
+        targets = list(dict.fromkeys(n for n in numbers if not isinstance(n, Literal)))
+        ops, leaves = flat.slice(targets, self._envs[i])
+        fn, ordered = self._function(flat, ops, leaves, targets)
+        values = dict(zip(targets, fn(*(self._given(i, flat, number) for number in ordered)), strict=True))
+        return [jnp.asarray(n.val) if isinstance(n, Literal) else values[n] for n in numbers]
 
     def _given(self, i: int, flat: Flat, number: int) -> Any:
         if number < len(self._weights):
@@ -159,8 +223,9 @@ class Walk:
     ) -> tuple[Any, list[int]]:
         """(a compiled function of the values of `ordered`, `ordered`).
 
-        It returns the targets; with uses, it takes a sum of moments and the weights of a batch first, and returns the
-        sum with those of its uses added, and whether they are finite.
+        It returns the targets; with uses, it takes first the sums of moments, the weights of a batch, and (the slopes
+        of the uses, what they read in the dense network), where there are; it returns the sums with those of its uses
+        added, and whether they are finite.
         """
         numbers: dict[int, int] = {}
         listed = []
@@ -182,17 +247,53 @@ class Walk:
                 flat_lib.run(ops, env)
                 return [env[n] for n in targets]
 
-            def summed(total: jax.Array, places: Any, *values: Any) -> tuple[jax.Array, jax.Array]:
+            def summed(total: tuple, places: Any, besides: tuple, *values: Any) -> tuple[tuple, jax.Array]:
                 env = dict(zip(targets, evaluate(values), strict=True))
-                new = jnp.zeros_like(total)
-                for use, (*_, axes) in zip(uses, told, strict=True):
+                slopes, dense = besides
+                for n, (use, (*_, axes)) in enumerate(zip(uses, told, strict=True)):
                     x = jnp.asarray(use.inputs.val) if isinstance(use.inputs, Literal) else env[use.inputs]
-                    new = new + uses_lib.moments(use, x, None if axes is None else places.reshape(axes))
-                return total + new, jnp.isfinite(new).all()
+                    held = None if axes is None else places.reshape(axes)
+                    others = (None,) if dense is None else (None, dense[n])
+                    new = [uses_lib.moments(use, x, held, slopes and slopes[n], other) for other in others]
+                    total = tuple(so_far + more for so_far, more in zip(total, new, strict=True))
+                return total, jnp.stack([jnp.isfinite(each).all() for each in total]).all()
 
             plain = lambda *values: evaluate(values)  # noqa: E731
             self._compiled[key] = jax.jit(summed, donate_argnums=0) if uses else jax.jit(plain)
         return self._compiled[key], ordered
+
+
+def _slopes_of(flat: Flat, sites: Sequence[Site], outs: Sequence[int]) -> Callable:
+    """(weights, inputs, what each output is multiplied with) -> the Slopes of every piece of every site."""
+    uses = [use for site in sites for piece in site.pieces for use in piece.uses]
+    made = {use.at: flat.ops[use.at].outs[0] for use in uses}
+
+    def combined(added: dict[int, jax.Array], weights: Sequence, inputs: Sequence, along: Sequence) -> jax.Array:
+        env = dict(enumerate(weights)) | dict(flat.consts) | dict(zip(flat.inputs, inputs, strict=True))
+        start = 0
+        for at in sorted(made):
+            flat_lib.run(flat.ops[start : at + 1], env)
+            env[made[at]], start = env[made[at]] + added[at], at + 1
+        flat_lib.run(flat.ops[start:], env)
+        return jnp.sum(jnp.stack([jnp.sum(env[n] * by) for n, by in zip(outs, along, strict=True)]))
+
+    def slopes(weights: Sequence, inputs: Sequence, along: Sequence) -> list[list[Slopes]]:
+        added = {at: jnp.zeros(flat.shapes[n].shape, flat.shapes[n].dtype) for at, n in made.items()}
+        gradients = jax.grad(combined)(added, weights, inputs, along)
+        return [[of(piece, gradients) for piece in site.pieces] for site in sites]
+
+    def of(piece: Piece, gradients: dict[int, jax.Array]) -> Slopes:
+        squares = [uses_lib.slopes(use, gradients[use.at])[:, :, piece.rows] for use in piece.uses]
+        outputs = jnp.sum(jnp.stack([each.sum(1) for each in squares]), axis=0)
+        return Slopes([each.sum(2) for each in squares], outputs)
+
+    return slopes
+
+
+def _combination(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal numbers, float32; along a last axis of several their mean is 0."""
+    numbers = jax.random.normal(key, shape)
+    return numbers - numbers.mean(-1, keepdims=True) if shape and shape[-1] > 1 else numbers
 
 
 def _checked(weights: Iterable[Any] | None, batches: int) -> list[np.ndarray | None]:

@@ -125,8 +125,8 @@ def prune(
       log: called with a line about every tenth of the way; tell: with every kernel, in place of log.
       keep: the name of a module that stays dense, where there is one.
     Returns:
-      (params, gates, {"method", "structure", "sparsity", "target", "examples", "correct", "seconds", "error", the
-      largest of a kernel's outputs, and "layers": a list of {"name", "sparsity", "error"}}).
+      (params, gates, {"method", "structure", "sparsity", "scope", "target", "examples", "correct", "seconds", "error",
+      the largest of a kernel's outputs, and "layers": a list of {"name", "sparsity", "error"}}).
     Raises:
       UserError: the network cannot be pruned so.
     """
@@ -153,6 +153,7 @@ def prune(
             method(config, cfg.method),
             sparsity=cfg.sparsity,
             structure=groups or structure,
+            scope=cfg.scope,
             target=cfg.target,
             rules=rules,
             correct=cfg.correct,
@@ -169,6 +170,7 @@ def prune(
         "method": cfg.method,
         "structure": config.pruning.structure,
         "sparsity": gates_lib.sparsity(gates),
+        "scope": cfg.scope,
         "target": cfg.target,
         "examples": cfg.examples,
         "correct": cfg.correct,
