@@ -62,7 +62,7 @@ def main():
     held = dataset.train.take(held_rows(dataset.train))
     dataset = dataset._replace(evals=dataset.evals | {"held": held})
     measure = evaluate.evaluator(config, model, dataset)
-    dense = measure(params, gates)
+    dense, on_held = measure(params, gates), f"eval_{dataset.task.metrics[0]}_held"
     plan = state_lib.make_plan(model, units.gate_shapes(model, "encoder"), "encoder", "local")
     rules = oneshot.kept(params, plan)
     with config.unlocked():
@@ -90,7 +90,7 @@ def main():
         )
         columns = measure(new, gates)
         line = case | {"metric": columns["eval_metric"], "loss": columns["eval_loss"], "dense": dense["eval_metric"]}
-        line |= {"held_metric": columns["eval_metric_held"], "held_dense": dense["eval_metric_held"]}
+        line |= {"held_metric": columns[on_held], "held_dense": dense[on_held], "held_loss": columns["eval_loss_held"]}
         line |= {"tokens": int(sum(mask.sum() for mask in masks)), "places": int(sum(mask.size for mask in masks))}
         line |= {"closed": round(float(pj.sparsity(closed)), 4)}
         line |= {"mean_error": float(np.mean([one.error for one in told])), "seconds": round(told[-1].seconds, 1)}
