@@ -276,15 +276,12 @@ def endless(p, x):
         (bad(batches=[(np.ones((3, 6), np.float32),) * 2]), "does not take batch 0"),
         (bad(batches=[np.ones((3, 6), np.float32), nan]), "the inputs of kernel are not finite in batch 1"),
         (bad(sparsity=1.5), "sparsity is 1.5; allowed: 0 to 1"),
-<<<<<<< HEAD
         (bad(sparsity={}), "sparsity is {}; allowed: 0 to 1"),
         (bad(batches=[{"x": ones(3, 5)}]), r"does not take batch 0, of shapes \(3, 5\)"),
-=======
         (bad(scope="erk"), "scope is 'erk'; allowed: local, global"),
         (bad(scope="global", structure="2:4"), "scope is 'global'; allowed with structure='2:4': local"),
         (bad(scope="global", fn=lambda p, x: dense(p, x) > 0), "no floating output.*allowed: scope='local'"),
         (bad(scope="global", fn=endless), "the network has no gradient.*allowed: scope='local'"),
->>>>>>> 96223dc (One-shot: kernels share the closed fraction by what reaches the outputs, and are solved for against the dense network)
         (bad(weights=[]), "weights has 0 arrays; allowed: 1, one per batch"),
         (bad(weights=[ones(4)]), r"weights has shape \(4,\) with batch 0; no dense layer's inputs lead with it"),
         (bad(weights=[-ones(3)]), "weights has numbers of batch 0 that are no weights; allowed: from 0 on"),

@@ -237,13 +237,8 @@ def main(argv: Sequence[str]) -> None:
         default="units",
         help="what the sparsity is of, where units close: of each group's units, or of all operations",
     )
-<<<<<<< HEAD
     parser.add_argument("--shrink", action="store_true", help="cut out units that are closed as a whole")
-    parser.add_argument("--correct", action="store_true", help="solve for the survivors by least squares, too")
-=======
-    parser.add_argument("--shrink", action="store_true", help="a BERT: cut out units that are closed as a whole")
     parser.add_argument("--correct", action="store_true", help="solve against the outputs of the dense network, too")
->>>>>>> 96223dc (One-shot: kernels share the closed fraction by what reaches the outputs, and are solved for against the dense network)
     parser.add_argument("--bits", type=int, default=0, help="sparsegpt: round to a grid of so many bits; 0, do not")
     parser.add_argument("--examples", type=int, default=128, help="windows of text, or training examples, to prune on")
     parser.add_argument("--length", type=int, help="tokens of a window: 512; of a BERT's text: 128")
