@@ -9,12 +9,23 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 
 from configs import common
+from prune_jax import report
 
 # The same cases in every run: a failure is one of the change at hand. --hypothesis-profile=default draws others.
 hypothesis_settings.register_profile("fixed", derandomize=True)
 hypothesis_settings.load_profile("fixed")
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Nearly all of the tests' time is compiling, of what runs for a moment: XLA is asked for plain code, which takes it a
+# quarter of the time. It reads its flags at its first compilation, here and in the programs that tests start.
+PLAIN = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {PLAIN}".strip()
+
+
+def devices(number: int) -> dict[str, str]:
+    """What the environment of a program with this many devices of the CPU holds."""
+    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={number} {PLAIN}", "JAX_PLATFORMS": "cpu"}
 
 
 def pytest_runtest_logreport(report):
@@ -44,6 +55,7 @@ def _compile_once(tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     settings = {
+        "jax_disable_most_optimizations": True,  # plain code, as PLAIN
         "jax_compilation_cache_dir": str(shared / "compiled"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
@@ -104,11 +116,19 @@ def _own_cache(tmp_path_factory):
 
 
 @pytest.fixture
-def small_config():
+def pictures():
+    """For a test whose runs draw their pictures although they have the small config."""
+
+
+@pytest.fixture
+def small_config(request, monkeypatch):
     """Built-in data and a network of a few thousand weights: an epoch takes a fraction of a second.
 
-    All sentences share one bucket, so that each step compiles once, and no sink is written to.
+    All sentences share one bucket, so that each step compiles once, and no sink is written to. No run of this process
+    draws, which would take longer than its epochs, unless the test uses `pictures`.
     """
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr(report, "draw", lambda workdir, summary: [])
     config = common.get_config()
     config.model.size = "tiny"
     config.model.num_layers = 1

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, devices
 
 from benchmarks import scaling
 from configs import common
@@ -18,7 +18,6 @@ from prune_jax.run import mesh
 EIGHT = """
 import json, re, sys
 import jax, numpy as np
-jax.config.update("jax_disable_most_optimizations", True)  # of what is compiled once and run thrice
 from configs import common
 from prune_jax import config as config_lib, methods
 from prune_jax.models.bert import Bert, BertConfig
@@ -123,7 +122,7 @@ MORE = ("movement unstructured 1", "sws unstructured 1")
 
 
 def on_eight_devices(cases, folder):
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | devices(8)
     command = [sys.executable, "-c", EIGHT, json.dumps(cases), str(folder)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT
+from conftest import ROOT, devices
 from flax import nnx
 
 import prune_jax as pj
@@ -228,7 +228,7 @@ print(json.dumps(out))
 
 @pytest.mark.slow
 def test_eight_devices_shard_the_state_as_the_params_and_gather_nothing():
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | devices(8)
     done = subprocess.run(
         [sys.executable, "-c", EIGHT], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
     )

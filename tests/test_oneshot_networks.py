@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, devices
 from flax import nnx
 from test_networks import Linen
 
@@ -322,7 +322,7 @@ for name in "ab":
     np.testing.assert_allclose(new[name], plain[name], atol=1e-4)
 print(len(jax.devices()))
 """
-    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "PATH": "/usr/bin:/bin"}
+    env = devices(8) | {"PATH": "/usr/bin:/bin"}
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
     )

@@ -10,7 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, devices
 
 from configs import common
 from prune_jax import config as config_lib
@@ -22,7 +22,6 @@ PROGRAM = """
 import json, os, signal, sys
 import jax
 import orbax.checkpoint as ocp
-jax.config.update("jax_disable_most_optimizations", True)  # of what is compiled once and runs for a second
 from prune_jax import config as config_lib
 from prune_jax.data import batching
 from prune_jax.errors import Stopped, UserError
@@ -66,15 +65,10 @@ for case in cases:
 """
 
 
-def started(cases, devices: int, job: dict) -> subprocess.Popen:
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-    }
+def started(cases, number: int, job: dict) -> subprocess.Popen:
     command = [sys.executable, "-c", PROGRAM, json.dumps(cases), json.dumps(job), str(job.get("process_id", 0))]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | devices(number), **pipes)
 
 
 def ends(process) -> list[str]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT
+from conftest import ROOT, devices
 
 import prune_jax as pj
 from configs import common
@@ -50,6 +50,7 @@ def assert_same_trees(a, b):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.usefixtures("pictures")
 def test_a_run_leaves_its_files_and_meets_every_target(method, small_config, tmp_path):
     small_config.pruning.method = method
     small_config.report.sinks = ("tensorboard",)
@@ -127,20 +128,6 @@ def test_nothing_compiles_after_the_first_epoch(method, small_config, tmp_path, 
     assert set(traces) == {0}, "something was traced after the first epoch"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["spt", "movement"])
-def test_same_seed_same_result_bit_for_bit(method, small_config, tmp_path):
-    small_config.pruning.method = method
-    for name in "ab":
-        train.train_and_evaluate(small_config, tmp_path / name)
-    assert numbers(tmp_path / "a") == numbers(tmp_path / "b")
-    assert_same_trees(saved_state(tmp_path / "a"), saved_state(tmp_path / "b"))
-    with small_config.unlocked():
-        small_config.train.seed = 1
-    train.train_and_evaluate(small_config, tmp_path / "c")
-    assert numbers(tmp_path / "a") != numbers(tmp_path / "c")
-
-
 def stop_at(monkeypatch, step, number):
     """Sends the process a signal while it trains its step-th step."""
     original, count = batching.train_batches, [0]
@@ -167,6 +154,7 @@ def stop_at(monkeypatch, step, number):
 def test_a_stopped_run_resumes_to_the_numbers_of_an_undisturbed_one(
     method, step, number, small_config, tmp_path, monkeypatch
 ):
+    """Also a run that is asked at its last step, and runs once more as it did: the same seed, the same bits."""
     small_config.pruning.method = method.split()[-1]
     small_config.movement.regrow = method.startswith("regrowing")
     small_config.spt.explorations = 2
@@ -188,6 +176,11 @@ def test_a_stopped_run_resumes_to_the_numbers_of_an_undisturbed_one(
     for kind in ("last", "best"):
         assert_same_trees(saved_state(tmp_path / "whole", kind), saved_state(tmp_path / "parts", kind))
     assert not list(tmp_path.glob("*.zip"))
+    if step == 40:
+        with small_config.unlocked():
+            small_config.train.seed = 1
+        train.train_and_evaluate(small_config, tmp_path / "other")
+        assert numbers(tmp_path / "whole") != numbers(tmp_path / "other")
 
 
 @pytest.mark.slow
@@ -439,7 +432,7 @@ def test_eight_devices_give_the_numbers_of_one(small_config, tmp_path):
     parts = code.replace(
         "train.train_and_evaluate", "c.unlock(); c.mesh.fsdp = c.mesh.tensor = 2; train.train_and_evaluate"
     )
-    run_python(parts, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    run_python(parts, **devices(8))
     assert "8 x" in json.loads((tmp_path / "eight" / "summary.json").read_text())["device"]
     for one, eight in zip(numbers(tmp_path / "one"), numbers(tmp_path / "eight"), strict=True):
         assert one["sparsity"] == eight["sparsity"]
@@ -449,7 +442,7 @@ def test_eight_devices_give_the_numbers_of_one(small_config, tmp_path):
         small_config.train.batch_size = 15
     code = code.replace("train.train_and_evaluate", "c.unlock(); c.train.batch_size = 15; train.train_and_evaluate")
     with pytest.raises(AssertionError, match="must be a multiple of 8"):
-        run_python(code, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+        run_python(code, **devices(8))
 
 
 @pytest.mark.slow
@@ -472,6 +465,7 @@ def test_every_real_task_trains_and_evaluates(task, small_config, tmp_path, real
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["pair", "regression"])
+@pytest.mark.usefixtures("pictures")
 def test_the_other_built_in_tasks_train(task, small_config, tmp_path):
     small_config.data.task = task
     summary = train.train_and_evaluate(small_config, tmp_path / "run")
