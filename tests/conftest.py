@@ -5,6 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from hypothesis import settings as hypothesis_settings
 
@@ -18,8 +19,10 @@ hypothesis_settings.load_profile("fixed")
 ROOT = Path(__file__).resolve().parents[1]
 
 # Nearly all of the tests' time is compiling, of what runs for a moment: XLA is asked for plain code, which takes it a
-# quarter of the time. It reads its flags at its first compilation, here and in the programs that tests start.
+# quarter of the time. It reads its flags at its first compilation, here and in the programs that tests start. One
+# that it does not know ends the program: they are given to the versions that the tests have been run with.
 PLAIN = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+PLAIN = PLAIN if jax.__version_info__ < (0, 11) else ""
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {PLAIN}".strip()
 
 
@@ -50,8 +53,6 @@ def _compile_once(tmp_path_factory):
 
     All workers share a folder. JAX takes no lock on one without a limit of its size; who reads half an entry compiles.
     """
-    import jax
-
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     settings = {
@@ -79,8 +80,6 @@ def _compiled_is_dropped():
 @pytest.fixture
 def compiled_counts():
     """For a test that reads `_cache_size()`: JAX counts 8192 compiled calls per process, and every later one as 0."""
-    import jax
-
     jax.clear_caches()
 
 
