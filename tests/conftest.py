@@ -121,13 +121,17 @@ def pictures():
 
 @pytest.fixture
 def small_config(request, monkeypatch):
-    """Built-in data and a network of a few thousand weights: an epoch takes a fraction of a second.
-
-    All sentences share one bucket, so that each step compiles once, and no sink is written to. No run of this process
-    draws, which would take longer than its epochs, unless the test uses `pictures`.
-    """
+    """The config `small`; no run of this process draws, which would take longer than its epochs, without `pictures`."""
     if "pictures" not in request.fixturenames:
         monkeypatch.setattr(report, "draw", lambda workdir, summary: [])
+    return small()
+
+
+def small():
+    """Built-in data and a network of a few thousand weights: an epoch takes a fraction of a second.
+
+    All sentences share one bucket, so that each step compiles once, and no sink is written to.
+    """
     config = common.get_config()
     config.model.size = "tiny"
     config.model.num_layers = 1

@@ -287,9 +287,9 @@ def test_what_cannot_be_stored(tmp_path):
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
     """What a run leaves, without the training: a network of random weights, three quarters of its gates closed."""
-    from tests.conftest import small_config
+    from tests.conftest import small
 
-    config, _ = config_lib.resolve(small_config.__wrapped__())
+    config, _ = config_lib.resolve(small())
     dataset = inputs.load_data(config)
     model = models.create(config, dataset.task, dataset.tokenizer.vocab_size)
     variables = jax.jit(model.init)(jax.random.key(0), *model.example_inputs())

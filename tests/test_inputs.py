@@ -31,7 +31,7 @@ def config(small_config):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished run. Tests copy what they change."""
-    config = conftest.small_config.__wrapped__()
+    config = conftest.small()
     config.pruning.method, config.train.epochs, config.pruning.sparsity_steps = "magnitude", 2, (50,)
     folder = tmp_path_factory.mktemp("finished") / "run"
     train.train_and_evaluate(config, folder)

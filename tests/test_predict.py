@@ -27,7 +27,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("predict")
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY))
     (folder / "films.csv").write_text("\n".join(["text,label", *ROWS]) + "\n")
-    config = conftest.small_config.__wrapped__()
+    config = conftest.small()
     config.data.update(source="csv", train=str(folder / "films.csv"), tokenizer=str(folder / "vocab.txt"))
     config.train.epochs, config.train.learning_rate, config.pruning.method = 20, 5e-3, "baseline"
     summary = train.train_and_evaluate(config, folder / "run")
