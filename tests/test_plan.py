@@ -216,3 +216,17 @@ def test_no_rounding_closes_the_last_unit_of_a_group():
         for target, left in ((0.95, expected), (1.0, (0, 0))):
             after = close(gates, scores, jnp.float32(target), KEY)
             assert tuple(int(np.asarray(after[name]).any(1).sum()) for name in sizes) == left
+
+
+def test_a_target_in_seconds_is_checked_before_it_is_measured(monkeypatch):
+    graph = pj.trace(
+        lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], opened(a=(4, 8), b=(8, 2)), np.ones((3, 4), np.float32)
+    )
+    monkeypatch.setattr(type(graph), "costs", lambda self, word: pytest.fail("measured"))
+    for options, message in (
+        ({"structure": "columns"}, "scope is 'local'; allowed: global with a target in seconds"),
+        ({"scope": "global"}, "structure is 'unstructured'; allowed: groups of the network with a target in seconds"),
+        ({"structure": "columns", "scope": "global", "seed": 0.5}, "seed is 0.5"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            pj.prune(optax.sgd(0.1), pj.magnitude(), pj.constant(0.5), groups=graph, target="seconds", **options)

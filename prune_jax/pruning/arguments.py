@@ -16,7 +16,7 @@ from prune_jax.pruning.method import Method
 from prune_jax.pruning.plan import Rule
 from prune_jax.pruning.schedules import Schedule
 from prune_jax.pruning.stepping import PruneState
-from prune_jax.pruning.structure import Group
+from prune_jax.pruning.structure import Group, Structure
 
 Tree = Any
 
@@ -58,6 +58,17 @@ def check(
                 f"the rule {pattern!r} has sparsity {rule.sparsity:g}, which is reached on the schedule's way, and the "
                 "schedule ends at 0; allowed: a schedule that ends above 0, and pj.KEEP for all that is to stay dense"
             )
+
+
+def check_target(target: str, groups: Any, structure: Structure, scope: str) -> None:
+    """Raises ValueError for a target that is not known, or that goes with other groups, structures or scopes."""
+    if target not in ("weights", "flops", "seconds"):
+        raise ValueError(f"target is {target!r}; allowed: weights, flops, seconds")
+    if target == "weights":
+        return
+    if not hasattr(groups, "costs"):
+        raise ValueError(f"target is {target!r}; allowed: weights, unless groups is what pj.trace returned")
+    plan_lib.check_costs(target, structure, scope)
 
 
 def check_update(state: Any, params: Tree) -> None:

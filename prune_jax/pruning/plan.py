@@ -255,10 +255,10 @@ def make(
     shapes = {name: leaf.shape for name, leaf in trees.by_name(gates).items()}
     own = dict(rules or {})
     usual = structure_lib.parse(structure)
+    if costs is not None:
+        check_costs(costs.word, usual, scope)
     if usual.kind == "groups":
         parts = [_part_of_groups(usual, scope, groups, own.keys(), shapes, costs, final)]
-    elif costs is not None:
-        raise ValueError(f"structure is {structure!r}; allowed: groups of the network with a target in {costs.word}")
     else:
         names = tuple(name for name in shapes if name not in own and (usual.kind == "unstructured" or body(name)))
         parts = [Part(names, usual)] if names else []
@@ -274,6 +274,14 @@ def make(
     return Plan(tuple(parts), scope, layers)
 
 
+def check_costs(word: str, structure: Structure, scope: str) -> None:
+    """Raises ValueError where a target of costs, in flops or seconds, has no groups or is not of the whole network."""
+    if structure.kind != "groups":
+        raise ValueError(f"structure is {structure.text!r}; allowed: groups of the network with a target in {word}")
+    if scope != "global":
+        raise ValueError(f"scope is {scope!r}; allowed: global with a target in {word}, which is the network's")
+
+
 def _part_of_groups(
     structure: Structure,
     scope: str,
@@ -286,8 +294,6 @@ def _part_of_groups(
     """The groups that the structure names, but for those of which a member is kept or goes by a rule."""
     if scope == "erk":
         raise ValueError(f"scope is 'erk'; allowed: local, global with structure {structure.text!r}")
-    if costs is not None and scope != "global":
-        raise ValueError(f"scope is {scope!r}; allowed: global with a target in {costs.word}, which is the network's")
     chosen = []
     for group in structure_lib.chosen(structure, tuple(groups)):
         if not any(member.name in ruled for member in group.members):

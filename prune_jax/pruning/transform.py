@@ -90,14 +90,11 @@ def prune(
     """
     arguments.check(optimizer, method, schedule, structure, scope, rules)
     units = arguments.units(groups)
-    if target not in ("weights", "flops", "seconds"):
-        raise ValueError(f"target is {target!r}; allowed: weights, flops, seconds")
-    if target != "weights" and not hasattr(groups, "costs"):
-        raise ValueError(f"target is {target!r}; allowed: weights, unless groups is what pj.trace returned")
-    costs = None if target == "weights" else groups.costs(target)
     parsed = structure_lib.parse(structure)
     chosen = structure_lib.chosen(parsed, units) if parsed.kind == "groups" else ()
     key, key_impl = arguments.key(seed)
+    arguments.check_target(target, groups, parsed, scope)
+    costs = None if target == "weights" else groups.costs(target)  # last, for seconds are measured, which takes minutes
     pruning = _Pruning(
         optimizer=optax.with_extra_args_support(optimizer),
         method=method,
