@@ -102,13 +102,11 @@ def shares(costs: Mapping[Name, np.ndarray], sparsity: float, most: float) -> di
       costs: name -> (weights,) what each weight costs, in ascending order; sparsity: the fraction of all weights.
       most: the largest fraction of one matrix, at least `sparsity`.
     """
-    total = round(sparsity * sum(map(len, costs.values())))
-    able = {
-        name: own[: max(int(most * len(own)), -(-total * len(own) // sum(map(len, costs.values()))))]
-        for name, own in costs.items()
-    }
+    whole = sum(map(len, costs.values()))
+    total = round(sparsity * whole)
     if not total:
         return dict.fromkeys(costs, 0.0)
+    able = {name: own[: max(int(most * len(own)), -(-total * len(own) // whole))] for name, own in costs.items()}
     level = np.partition(np.concatenate([*able.values()]), total - 1)[total - 1]
     below = {name: int(np.searchsorted(own, level, "left")) for name, own in able.items()}
     ties = {name: int(np.searchsorted(own, level, "right")) - below[name] for name, own in able.items()}

@@ -133,21 +133,20 @@ def oneshot(
     batches = list(batches)
     layouts = _layouts(params, method, usual, sparsity, dict(rules or {}))
     places = None if weights is None else list(weights)
-    begun = lambda: Walk(fn, params, batches, lambda name: name in layouts, places)  # noqa: E731
-    walk = begun()
+    walk = Walk(fn, params, batches, lambda name: name in layouts, places)
     if not walk.sites:
         raise ValueError(
             "there is nothing to prune: the network has no linear layer and no convolution that the rules do not keep; "
             f"its weights are {', '.join(list(trees.by_name(params))[:8]) or 'none'}"
         )
     _check_named(params, dict(rules or {}), walk)
-    job = _Job(walk, params, method, layouts, _progress(progress), begun() if correct else None)
+    job = _Job(walk, params, method, layouts, _progress(progress), walk.again() if correct else None)
     if usual.kind != "groups":
         if scope == "local":
             return job.close_weights()
         own = plan_lib.assigned(params, dict(rules or {}))
         free = {name for name in layouts if name not in own or (own[name].sparsity is None and not own[name].structure)}
-        guided = begun()
+        guided = walk.again()
         guided.guide(jax.random.key(0))
         return job.close_weights(_Job(guided, params, method, layouts, _mute).shares(free, sparsity))
     kept = {name for name, rule in plan_lib.assigned(params, dict(rules or {})).items() if rule.keep}
@@ -157,7 +156,7 @@ def oneshot(
     if target == "units":
         counts = {at: min(round(sparsity * r.group.size), r.group.size - 1) for at, r in found.items()}
     else:
-        rehearsal = _Job(begun(), params, method, layouts, _mute)
+        rehearsal = _Job(walk.again(), params, method, layouts, _mute)
         counts = structured.share(graph, params, found, rehearsal.curves(found), sparsity)
     return job.close_groups(found, counts)
 
@@ -256,8 +255,8 @@ class _Job:
                 opened = np.asarray(opened)
                 self._write(piece, np.asarray(new), opened)
                 number += 1
-                share, lost = 1 - float(opened.mean()), float(jnp.mean(error))
-                self._report(piece.name, number, total, share, lost, number)
+                closed, lost = 1 - float(opened.mean()), float(jnp.mean(error))
+                self._report(piece.name, number, total, closed, lost, number)
         gates = gates_lib.open_gates(self._params, lambda name, leaf: name in self._open, self._open.get)
         return self._result(), gates
 

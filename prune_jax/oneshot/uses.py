@@ -448,12 +448,9 @@ def slopes(use: Use, gradient: jax.Array) -> jax.Array:
     eqn = use.op.eqn
     gradient = gradient.astype(jnp.float32)
     if use.op.name == "dot_general":
-        contracted, batch = (axes[1 - use.side] for axes in eqn.params["dimension_numbers"])
-        shape = eqn.invars[1 - use.side].aval.shape
-        rows = math.prod(n for i, n in enumerate(shape) if i not in (*contracted, *batch))
-        count = math.prod(shape[i] for i in batch)
-        sizes = (count, rows, -1) if use.side == 1 else (count, -1, rows)
-        squares = jnp.square(gradient.reshape(sizes))
+        rows = number_of_rows(use)
+        count = math.prod(gradient.shape[: len(eqn.params["dimension_numbers"][1][0])])
+        squares = jnp.square(gradient.reshape((count, rows, -1) if use.side == 1 else (count, -1, rows)))
         return squares if use.side == 1 else squares.transpose(0, 2, 1)
     out, groups = eqn.params["dimension_numbers"][2], eqn.params["feature_group_count"]
     moved = jnp.transpose(gradient, (out[0], *out[2:], out[1]))

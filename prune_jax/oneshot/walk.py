@@ -4,7 +4,8 @@ A segment is the operations between two cuts. It is compiled once for all segmen
 stack's layers. Values that no input has a part in are made anew where they are read, and not held.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -92,6 +93,14 @@ class Walk:
             if [_names(site) for site in sites] != [_names(site) for site in self.sites]:
                 raise ValueError(f"with the shapes of batch {i} the network uses its kernels in another order")
 
+    def again(self) -> "Walk":
+        """Another walk of the same batches from the start, before this one begins; both share what they compile."""
+        assert not self._cuts
+        other = copy.copy(self)
+        other._weights, other._cuts, other.slopes = list(self._weights), {}, []
+        other._envs = [dict(env) for env in self._envs]
+        return other
+
     @property
     def number(self) -> int:
         """Of batches."""
@@ -116,6 +125,7 @@ class Walk:
           ValueError: the network has no floating output, no gradient, or one that is not finite.
         """
         compiled: dict[int, Callable] = {}
+        finite = []
         for i in range(self.number):
             flat, sites = self._of[i]
             floating = [
@@ -123,16 +133,19 @@ class Walk:
             ]
             if not floating:
                 raise ValueError("the network has no floating output, whose gradient is needed; allowed: scope='local'")
-            function = compiled.setdefault(id(flat), jax.jit(_slopes_of(flat, sites, floating)))
+            if id(flat) not in compiled:
+                compiled[id(flat)] = jax.jit(_slopes_of(flat, sites, floating))
             keys = jax.random.split(jax.random.fold_in(key, i), len(floating))
             along = [_combination(k, flat.shapes[n].shape) for k, n in zip(keys, floating, strict=True)]
             try:
-                found = function(self._weights, [self._envs[i][n] for n in flat.inputs], along)
-            except (TypeError, ValueError, NotImplementedError) as error:
+                found, ok = compiled[id(flat)](self._weights, [self._envs[i][n] for n in flat.inputs], along)
+            except (TypeError, ValueError, NotImplementedError) as error:  # complex outputs, loops, primitives
                 raise ValueError(f"the network has no gradient: {first_line(error)}; allowed: scope='local'") from error
-            if not all(jnp.isfinite(each).all() for each in jax.tree.leaves(found)):
-                raise ValueError(f"the outputs' gradient is not finite in batch {i}; allowed: scope='local'")
+            finite.append(ok)
             self.slopes.append(found)
+        for i, ok in enumerate(jax.device_get(finite)):
+            if not ok:
+                raise ValueError(f"the outputs' gradient is not finite in batch {i}; allowed: scope='local'")
 
     def moments(
         self, site: int, dense: "Walk | None" = None, piece: int | None = None
@@ -153,10 +166,8 @@ class Walk:
         rows, finite = 0.0, []
         for i in range(self.number):
             flat, sites = self._of[i]
-            self._advance(i, flat, sites[site].first)
             uses = sites[site].uses if piece is None else sites[site].pieces[piece].uses
-            targets = list(dict.fromkeys(use.inputs for use in uses if not isinstance(use.inputs, Literal)))
-            ops, leaves = flat.slice(targets, self._envs[i])
+            targets, ops, leaves = self._reach(i, site, uses)
             places = self._places[i]
             along = [None if places is None else uses_lib.weighted(use, places) for use in uses]
             told = tuple(
@@ -185,13 +196,18 @@ class Walk:
     def _read(self, i: int, site: int) -> list[jax.Array]:
         """What each use of a site reads of batch i, which is moved up to it."""
         flat, sites = self._of[i]
-        self._advance(i, flat, sites[site].first)
-        numbers = [use.inputs for use in sites[site].uses]
-        targets = list(dict.fromkeys(n for n in numbers if not isinstance(n, Literal)))
-        ops, leaves = flat.slice(targets, self._envs[i])
+        uses = sites[site].uses
+        targets, ops, leaves = self._reach(i, site, uses)
         fn, ordered = self._function(flat, ops, leaves, targets)
         values = dict(zip(targets, fn(*(self._given(i, flat, number) for number in ordered)), strict=True))
-        return [jnp.asarray(n.val) if isinstance(n, Literal) else values[n] for n in numbers]
+        return [_value(use, values) for use in uses]
+
+    def _reach(self, i: int, site: int, uses: Sequence[Use]) -> tuple[list[int], list[Op], list[int]]:
+        """Moves a batch up to a site; (the values that its uses read, the operations that make them, of what)."""
+        flat, sites = self._of[i]
+        self._advance(i, flat, sites[site].first)
+        targets = list(dict.fromkeys(use.inputs for use in uses if not isinstance(use.inputs, Literal)))
+        return targets, *flat.slice(targets, self._envs[i])
 
     def _given(self, i: int, flat: Flat, number: int) -> Any:
         if number < len(self._weights):
@@ -251,7 +267,7 @@ class Walk:
                 env = dict(zip(targets, evaluate(values), strict=True))
                 slopes, dense = besides
                 for n, (use, (*_, axes)) in enumerate(zip(uses, told, strict=True)):
-                    x = jnp.asarray(use.inputs.val) if isinstance(use.inputs, Literal) else env[use.inputs]
+                    x = _value(use, env)
                     held = None if axes is None else places.reshape(axes)
                     others = (None,) if dense is None else (None, dense[n])
                     new = [uses_lib.moments(use, x, held, slopes and slopes[n], other) for other in others]
@@ -264,7 +280,7 @@ class Walk:
 
 
 def _slopes_of(flat: Flat, sites: Sequence[Site], outs: Sequence[int]) -> Callable:
-    """(weights, inputs, what each output is multiplied with) -> the Slopes of every piece of every site."""
+    """(weights, inputs, what outputs are multiplied with) -> (Slopes per site and piece, whether all are finite)."""
     uses = [use for site in sites for piece in site.pieces for use in piece.uses]
     made = {use.at: flat.ops[use.at].outs[0] for use in uses}
 
@@ -277,10 +293,11 @@ def _slopes_of(flat: Flat, sites: Sequence[Site], outs: Sequence[int]) -> Callab
         flat_lib.run(flat.ops[start:], env)
         return jnp.sum(jnp.stack([jnp.sum(env[n] * by) for n, by in zip(outs, along, strict=True)]))
 
-    def slopes(weights: Sequence, inputs: Sequence, along: Sequence) -> list[list[Slopes]]:
+    def slopes(weights: Sequence, inputs: Sequence, along: Sequence) -> tuple[list[list[Slopes]], jax.Array]:
         added = {at: jnp.zeros(flat.shapes[n].shape, flat.shapes[n].dtype) for at, n in made.items()}
         gradients = jax.grad(combined)(added, weights, inputs, along)
-        return [[of(piece, gradients) for piece in site.pieces] for site in sites]
+        found = [[of(piece, gradients) for piece in site.pieces] for site in sites]
+        return found, jnp.stack([jnp.isfinite(each).all() for each in jax.tree.leaves(found)]).all()
 
     def of(piece: Piece, gradients: dict[int, jax.Array]) -> Slopes:
         squares = [uses_lib.slopes(use, gradients[use.at])[:, :, piece.rows] for use in piece.uses]
@@ -307,6 +324,11 @@ def _checked(weights: Iterable[Any] | None, batches: int) -> list[np.ndarray | N
         if not (np.isfinite(one) & (one >= 0)).all() or not one.any():
             raise ValueError(f"weights has numbers of batch {i} that are no weights; allowed: from 0 on, not all 0")
     return [*held]
+
+
+def _value(use: Use, env: Mapping[int, Any]) -> jax.Array:
+    """What a use reads, of values by their numbers."""
+    return jnp.asarray(use.inputs.val) if isinstance(use.inputs, Literal) else env[use.inputs]
 
 
 def _place(number: Any, targets: list[int]) -> Any:

@@ -75,11 +75,17 @@ def _of_network(source: str, kind: str) -> str:
             return hashlib.sha256(repr(own).encode()).hexdigest()
         files = sorted(folder.glob("*.safetensors"))
         for path in files:
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(_of_file(path, path.stat().st_size, path.stat().st_mtime_ns))
     except (OSError, UserError, AttributeError, KeyError):  # whoever reads the network says what is wrong with it
         return ""
     return digest.hexdigest() if files else ""
+
+
+@functools.lru_cache(maxsize=64)
+def _of_file(path: Path, size: int, changed: int) -> bytes:
+    """A hash of a file's content, read once as long as it is of this size and last change: a sweep's runs share it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def note_inputs(workdir: Path, data: str, read: Mapping[str, str] = MappingProxyType({})) -> None:

@@ -124,11 +124,9 @@ def export(
                 for name in ("summary.json", "provenance.json")
             )
             words, own = made.get("command"), (network.params, network.gates, model, labels, shrink)
-            command, longest = (
-                shlex.join(map(str, words)) if isinstance(words, list) else "",
-                network.config.data.max_len,
-            )
-            return write_bert(folder, *own, run / "tokenizer", place or target.name, kind, summary, longest, command)
+            command = shlex.join(map(str, words)) if isinstance(words, list) else ""
+            length = network.config.data.max_len
+            return write_bert(folder, *own, run / "tokenizer", place or target.name, kind, summary, length, command)
         what = (folder, model, network.params, network.gates, task, labels)
         if form == "onnx":
             written = onnx.write(*what, shrink, lengths, rows)
