@@ -24,6 +24,7 @@ from prune_jax import config as config_lib
 from prune_jax import models
 from prune_jax.data import batching
 from prune_jax.pruning import gates as gates_lib
+from prune_jax.pruning import packed
 from prune_jax.pruning.method import Method
 from prune_jax.run import evaluate, initial, inputs, optim, state
 
@@ -122,9 +123,10 @@ def main():
         )
         return {"accuracy": round(columns["eval_metric"], 4), "loss": round(columns["eval_loss"], 4)}
 
-    found = {"dense": measured(now.gates)}
-    for name, scores in orders(gates_lib.kernels(now.params, now.gates), now.method["state"], args.seed).items():
-        closed = {s: close(now.gates, scores, s / 100, jax.random.key(args.seed)) for s in args.shares}
+    opened = packed.unpack(now.gates)
+    found = {"dense": measured(opened)}
+    for name, scores in orders(gates_lib.kernels(now.params, opened), now.method["state"], args.seed).items():
+        closed = {s: close(opened, scores, s / 100, jax.random.key(args.seed)) for s in args.shares}
         found[name] = {f"{share:g}": measured(gates) for share, gates in closed.items()}
     harness.report(
         benchmark="first_closing",

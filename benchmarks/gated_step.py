@@ -20,6 +20,7 @@ from benchmarks.spt_step import config_for
 from prune_jax.models import BertConfig
 from prune_jax.models.functional import Dropout, classification_losses, gelu
 from prune_jax.pruning import gates as gates_lib
+from prune_jax.pruning import packed
 from prune_jax.run import optim, state
 
 CLOSED = 0.5
@@ -110,9 +111,10 @@ def main():
         model, batch = harness.make_model(geometry), harness.make_batch(args.rows)
         gated = harness.Training(model, config_for("magnitude"), batch)
         params = jax.tree.map(jnp.copy, gated.state.params)  # the state's own are donated
-        scores = jax.tree.map(jnp.abs, gates_lib.kernels(params, gated.state.gates))
-        gates = jax.jit(harness.make_plan(model).close)(gated.state.gates, scores, CLOSED, jax.random.key(0))
-        gated.state = gated.state.replace(gates=gates)
+        opened = packed.unpack(gated.state.gates)
+        scores = jax.tree.map(jnp.abs, gates_lib.kernels(params, opened))
+        gates = jax.jit(harness.make_plan(model).close)(opened, scores, CLOSED, jax.random.key(0))
+        gated.state = gated.state.replace(gates=packed.pack(gates))
         plain = PlainTraining(model.cfg, gates_lib.masked(params, gates), batch)
         assert gates_lib.sparsity(gates) == CLOSED
         ours = state.batch_loss(model, params, gates, batch)

@@ -27,6 +27,7 @@ from prune_jax import config as config_lib
 from prune_jax import methods, models
 from prune_jax.data.glue import TASKS
 from prune_jax.models import units
+from prune_jax.pruning import gates as gates_lib
 from prune_jax.run import mesh, optim
 from prune_jax.run import state as state_lib
 
@@ -130,7 +131,8 @@ def main():
             layout = mesh.Layout(jax.make_mesh(shape, mesh.AXES, kinds, devices=devices[: math.prod(shape)]))
             program, shapes = compiled(name, args, layout)
             cost, memory = program.cost_analysis(), program.memory_analysis()
-            parameters, gated = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (shapes.params, shapes.gates))
+            parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
+            gated = gates_lib.count(shapes.gates)
             beyond = memory.argument_size_in_bytes - 12 * parameters  # params and Adam's two moments are float32
             harness.report(
                 benchmark="scaling",

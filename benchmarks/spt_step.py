@@ -14,6 +14,7 @@ import jax
 from benchmarks import harness
 from configs import common
 from prune_jax import config as config_lib
+from prune_jax.pruning import packed
 from prune_jax.run import state
 
 
@@ -36,9 +37,10 @@ def main():
         model, batch = harness.make_model(geometry), harness.make_batch()
         train = harness.Training(model, config_for("baseline"), batch)
         forward = jax.jit(lambda params, gates, model=model, batch=batch: state.batch_loss(model, params, gates, batch))
+        opened = packed.unpack(train.state.gates)
         cases = {
             "train_step": train,
-            "forward": lambda train=train, forward=forward: forward(train.state.params, train.state.gates),
+            "forward": lambda train=train, forward=forward, gates=opened: forward(train.state.params, gates),
             "spt_1": harness.Training(model, config_for("spt"), batch),
         }
         for e in args.explorations:

@@ -21,7 +21,7 @@ import jax, numpy as np
 from configs import common
 from prune_jax import config as config_lib, methods
 from prune_jax.models.bert import Bert, BertConfig
-from prune_jax.pruning import trees
+from prune_jax.pruning import packed, trees
 from prune_jax.run import checkpoint, mesh, optim, state as state_lib
 
 names, folder = json.loads(sys.argv[1]), sys.argv[2]
@@ -88,7 +88,7 @@ for case in names:
     state, _, first = run(method, structure, layout(1, 1, 1), one)
     sharded, at, _ = run(method, structure, layout(2, 2, 2), eight, first)
     ours, theirs = numbers(state), numbers(sharded)
-    pairs = zip(jax.tree.leaves(state.gates), jax.tree.leaves(sharded.gates))
+    pairs = zip(*(jax.tree.leaves(packed.unpack(tree)) for tree in (state.gates, sharded.gates)))
     gates = [(np.asarray(a), np.asarray(b)) for a, b in pairs]
     found[case] = {
         "losses": [one["losses"], eight["losses"]],

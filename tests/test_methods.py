@@ -10,8 +10,8 @@ from prune_jax import methods
 from prune_jax.methods import exploration, spt, spt_layers
 from prune_jax.models import Bert, BertConfig
 from prune_jax.pruning import gates as gates_lib
+from prune_jax.pruning import packed, trees
 from prune_jax.pruning import plan as plan_lib
-from prune_jax.pruning import trees
 from prune_jax.pruning.method import PruneInfo, StepInfo
 from prune_jax.pruning.structure import Group, Member
 from prune_jax.run import optim
@@ -166,7 +166,7 @@ def test_step_equals_a_numpy_replay_of_its_samples(explorations, chunk, center):
             total += importance
     for n in names:
         np.testing.assert_allclose(state["scores"][n]["kernel"], scores[n], atol=2e-6)
-        np.testing.assert_array_equal(state["visited"][n]["kernel"], seen[n])
+        np.testing.assert_array_equal(packed.unpack(state["visited"])[n]["kernel"], seen[n])
     _, columns, lines = method.end_epoch(gates, state, make_plan(gates))
     assert columns["mean_reward"] == pytest.approx(total / (6 * explorations), abs=1e-6) and not lines
 
@@ -184,14 +184,15 @@ def test_per_layer_mode_explores_one_type_a_step_in_cyclic_order_and_shows_the_t
     assert order == ("query", "value", "classifier")
     for steps in (1, 2, 3):
         state = explore(method, params, gates, loss, steps)
-        touched = {n for n in weight if bool(state["visited"][n]["kernel"].any())}
+        touched = {n for n in weight if bool(packed.unpack(state["visited"])[n]["kernel"].any())}
         assert touched == set(order[:steps])
     state = explore(method, params, gates, loss, 30)
     new, _columns, lines = method.end_epoch(gates, state, make_plan(gates))
     assert lines[0].split() == list(order) and len(lines) == 2
     means = [float(cell) for cell in lines[1].split()]
     np.testing.assert_allclose(means, [-0.2, -2.0, -20.0], rtol=0.3)
-    assert not np.asarray(new["epoch_count"]).any() and np.asarray(new["visited"]["query"]["kernel"]).any()
+    visited = packed.unpack(new["visited"])
+    assert not np.asarray(new["epoch_count"]).any() and np.asarray(visited["query"]["kernel"]).any()
 
 
 def sines(seed=0):
@@ -260,7 +261,7 @@ def test_candidates_near_the_threshold_are_the_lower_half_of_each_layer():
     seen = np.zeros(40, bool)
     for step in range(8):  # at twice epsilon each of the lower half is left out once in 2.6e-6 of the time
         new = method.after_step(info_for(params, gates, planted_loss, step, hyper), state)
-        seen |= np.asarray(new["visited"]["query"]["kernel"])[0]
+        seen |= np.asarray(packed.unpack(new["visited"])["query"]["kernel"])[0]
     np.testing.assert_array_equal(seen, np.arange(40) < 20)
     assert not bool(new["stale"]) and bool(method.end_period(new)["stale"])
 
@@ -342,7 +343,7 @@ def test_heads_and_columns_are_explored_scored_and_closed_as_units():
     state = explore(method, params, gates, loss, 300, plan)
     scores = jax.tree.map(np.asarray, state["scores"]["layer_0"])
     assert scores["heads"].shape == (4,) and scores["ffn"].shape == (16,)
-    assert np.asarray(state["visited"]["layer_0"]["heads"]).all()
+    assert np.asarray(packed.unpack(state["visited"])["layer_0"]["heads"]).all()
     assert scores["heads"][3] > scores["heads"][0] + 1 and scores["ffn"][8:].mean() > scores["ffn"][:8].mean() + 0.5
     state["scores"] = {"layer_0": {"heads": jnp.float32([3, -1, 2, 1]), "ffn": jnp.arange(16.0)}}
     closed = prune(method, plan, params, gates, {}, state, 0.5, True)["layer_0"]
@@ -386,11 +387,11 @@ def test_what_the_plan_may_not_close_is_never_explored(structure, options):
         explored = dict(zip(trees.by_name(gates), np.asarray(state["explored"]), strict=True))
         assert not any(explored[name] for name in left_out) and sum(explored.values()) == 6
     elif options.get("credit") != "group":
-        visited = {name: bool(leaf.any()) for name, leaf in trees.by_name(state["visited"]).items()}
+        visited = {name: bool(leaf.any()) for name, leaf in trees.by_name(packed.unpack(state["visited"])).items()}
         assert not any(visited[name] for name in left_out)
         assert all(visited[name] for name in visited if plan.covers(name))
     else:
-        assert all(bool(leaf.any()) for leaf in jax.tree.leaves(state["visited"]))
+        assert all(bool(leaf.any()) for leaf in jax.tree.leaves(packed.unpack(state["visited"])))
     if "classifier" in plan.type_indices(gates)[0] and options.get("credit") != "group":
         assert passes[plan.type_indices(gates)[0].index("classifier")] == 0
 
@@ -435,8 +436,9 @@ def run_steps(method, steps, rate=1e-2, closed=0.0):
     shapes = jax.eval_shape(model.init, KEY, *model.example_inputs())
     plan = state_lib.make_plan(model, shapes["gates"], "unstructured", "local")
     state = state_lib.init_state(model, method, optimizer, plan, KEY)
-    no_scores = jax.tree.map(lambda gate: jnp.zeros(gate.shape), state.gates)
-    state = state.replace(gates=jax.jit(plan.close)(state.gates, no_scores, closed, KEY))
+    gates = packed.unpack(state.gates)
+    no_scores = jax.tree.map(lambda gate: jnp.zeros(gate.shape), gates)
+    state = state.replace(gates=packed.pack(jax.jit(plan.close)(gates, no_scores, closed, KEY)))
     step_fn = jax.jit(state_lib.make_train_step(model, method, optimizer, plan))
     states = [state]
     for _ in range(steps):
@@ -454,8 +456,9 @@ def test_movement_scores_equal_a_float64_reference():
     reference = None
     for state in states[:-1]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, 0), state.step)
-        grads = gradient(state.params, state.gates, key)
-        weights, grads = (gates_lib.kernels(t, state.gates) for t in (state.params, grads))
+        gates = packed.unpack(state.gates)
+        grads = gradient(state.params, gates, key)
+        weights, grads = (gates_lib.kernels(t, gates) for t in (state.params, grads))
         product = jax.tree.map(lambda w, g: -np.asarray(w, np.float64) * np.asarray(g, np.float64), weights, grads)
         reference = product if reference is None else jax.tree.map(np.add, reference, product)
     scores = states[-1].method["trainable"]["scores"]
@@ -484,8 +487,10 @@ def test_soft_movement_trains_its_scores_by_the_straight_through_gradient_at_the
     model, batch, states = run_steps(soft, 1)
     first, last = states
     key = jax.random.fold_in(jax.random.fold_in(first.key, 0), first.step)
-    grads = jax.jit(jax.grad(lambda p: state_lib.batch_loss(model, p, first.gates, batch, key)))(first.params)
-    weights, grads = (gates_lib.kernels(t, first.gates) for t in (first.params, grads))
+    grads = jax.jit(jax.grad(lambda p: state_lib.batch_loss(model, p, packed.unpack(first.gates), batch, key)))(
+        first.params
+    )
+    weights, grads = (gates_lib.kernels(t, packed.unpack(first.gates)) for t in (first.params, grads))
     compared = 0
     for w, g, s in zip(*map(jax.tree.leaves, (weights, grads, last.method["trainable"]["scores"])), strict=True):
         product = np.asarray(w) * np.asarray(g)
@@ -516,19 +521,19 @@ def test_regrowing_movement_trains_the_scores_of_closed_gates_and_not_their_weig
     method = pj.movement(threshold=threshold, scores=scores, regrow=True, penalty=0.0, score_learning_rate=0.1)
     model, batch, (before, after) = run_steps(method, 1, closed=0.5)
     key = jax.random.fold_in(jax.random.fold_in(before.key, 0), before.step)
-    floats = jax.tree.map(lambda gate: gate.astype(jnp.float32), before.gates)
+    floats = jax.tree.map(lambda gate: gate.astype(jnp.float32), packed.unpack(before.gates))
     slopes = jax.jit(jax.grad(lambda gates: state_lib.batch_loss(model, before.params, gates, batch, key)))(floats)
     compared = 0
     for gate, slope, s in zip(
-        *map(jax.tree.leaves, (before.gates, slopes, after.method["trainable"]["scores"])), strict=True
+        *map(jax.tree.leaves, (packed.unpack(before.gates), slopes, after.method["trainable"]["scores"])), strict=True
     ):
         clear = ~np.asarray(gate) & (np.abs(slope) > 1e-6)  # Adam's first step is rate * sign there
         expected = -slope if (threshold, scores) == ("hard", "sum") else -0.1 * np.sign(slope)
         np.testing.assert_allclose(np.asarray(s)[clear], np.asarray(expected)[clear], rtol=0.02)
         compared += clear.sum()
     assert compared > 20
-    kept, moved = (gates_lib.kernels(state.params, before.gates) for state in (before, after))
-    for gate, a, b in zip(*map(jax.tree.leaves, (before.gates, kept, moved)), strict=True):
+    kept, moved = (gates_lib.kernels(state.params, packed.unpack(before.gates)) for state in (before, after))
+    for gate, a, b in zip(*map(jax.tree.leaves, (packed.unpack(before.gates), kept, moved)), strict=True):
         np.testing.assert_array_equal(np.asarray(a)[~np.asarray(gate)], np.asarray(b)[~np.asarray(gate)])
         assert np.any(np.asarray(a) != np.asarray(b))
 
@@ -539,7 +544,8 @@ def test_masks_never_reopen(method):
     rng = np.random.default_rng(0)
     built = getattr(pj, method)()
     _model, _batch, (state, *_) = run_steps(built, 0)
-    gates, plan = state.gates, make_plan(state.gates)
+    gates = packed.unpack(state.gates)
+    plan = make_plan(gates)
     for target in (0.1, 0.4, 0.3, 0.9):
         noise = {"scores": jax.tree.map(lambda g: jnp.asarray(rng.normal(size=g.shape), jnp.float32), gates)}
         own = {**state.method["state"], **noise}  # spt's scores; movement's are trainable leaves

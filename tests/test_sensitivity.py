@@ -31,7 +31,7 @@ def trained(method, dtype=jnp.float32):
 
 def effects(states, weights):
     """-g w of every step, float64; g is 0 where the gate was closed."""
-    opened = [np.ones((5, 6), bool), *(np.asarray(s.gates["kernel"]) for s in states[:-1])]
+    opened = [np.ones((5, 6), bool), *(np.asarray(pj.gates(s)["kernel"]) for s in states[:-1])]
     return [-g.astype(np.float64) * w * o for g, w, o in zip(GRADS, weights, opened, strict=True)]
 
 
@@ -48,7 +48,7 @@ def test_sensitivity_is_the_average_of_the_papers(options, value, dtype):
         rtol = 1e-4 if dtype == jnp.float32 else 3e-2  # the gradients are rounded, too
         np.testing.assert_allclose(state.method["scores"]["kernel"], reference, rtol=rtol, atol=rtol / 10)
         if t == 5:
-            closed = ~np.asarray(state.gates["kernel"])
+            closed = ~np.asarray(pj.gates(state)["kernel"])
             assert closed.sum() == 12
             scores = np.asarray(state.method["scores"]["kernel"])
             assert scores[closed].max() <= scores[~closed].min()
@@ -63,7 +63,7 @@ def test_platon_is_the_product_of_the_papers_averages():
         np.testing.assert_allclose(state.method["sensitivity"]["kernel"], mean, rtol=1e-4, atol=1e-7)
         np.testing.assert_allclose(state.method["uncertainty"]["kernel"], unc, rtol=1e-4, atol=1e-7)
         if t == 5:
-            closed, score = ~np.asarray(state.gates["kernel"]), mean * unc
+            closed, score = ~np.asarray(pj.gates(state)["kernel"]), mean * unc
             assert closed.sum() == 12 and score[closed].max() < score[~closed].min()
 
 

@@ -21,7 +21,7 @@ from prune_jax.config import schedules
 from prune_jax.data import batching
 from prune_jax.errors import Diverged, Stopped, UserError
 from prune_jax.pruning import gates as gates_lib
-from prune_jax.pruning import trees
+from prune_jax.pruning import packed, trees
 from prune_jax.run import folder as runs
 from prune_jax.run import inputs, train, workdir
 from prune_jax.run import state as state_lib
@@ -216,7 +216,7 @@ def test_regrowing_movement_reopens_gates_at_every_target(small_config, tmp_path
 
     def pruned(self, target, exact):
         state, moved = original(self, target, exact)
-        pairs = zip(*map(jax.tree.leaves, (self.state.gates, state.gates)), strict=True)
+        pairs = zip(*(jax.tree.leaves(packed.unpack(tree)) for tree in (self.state.gates, state.gates)), strict=True)
         reopened.append(sum(int((~np.asarray(a) & np.asarray(b)).sum()) for a, b in pairs))
         return state, moved
 
@@ -304,7 +304,7 @@ def test_learning_rates_and_hyper_enter_as_arrays(small_config, tmp_path):
     assert_same_trees(after[0].params, state.params)
     moved = jax.tree.leaves(jax.tree.map(lambda a, b: float(abs(a - b).max()), after[1].params, state.params))
     assert max(moved) > 5e-4
-    visited = [sum(float(v.sum()) for v in jax.tree.leaves(s.method["state"]["visited"])) for s in after]
+    visited = [sum(float(v.sum()) for v in jax.tree.leaves(packed.unpack(s.method["state"]["visited"]))) for s in after]
     assert visited[2] > 5 * visited[1] > 0
 
 

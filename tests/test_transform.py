@@ -228,7 +228,7 @@ def test_it_runs_inside_scan_and_under_vmap():
     assert_zeros(params, state)
     pair = jax.tree.map(lambda a, b: jnp.stack([a, b]), make_params(0), make_params(1))
     (both, states), _ = jax.jit(jax.vmap(train))(pair)
-    np.testing.assert_array_equal(states.gates["out"]["kernel"][0], state.gates["out"]["kernel"])
+    np.testing.assert_array_equal(pj.gates(states)["out"]["kernel"][0], pj.gates(state)["out"]["kernel"])
     np.testing.assert_allclose(both["out"]["kernel"][0], params["out"]["kernel"], rtol=1e-4, atol=1e-6)
 
 

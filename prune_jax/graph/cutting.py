@@ -1,5 +1,6 @@
 """Networks really cut: smaller weights, and the function evaluated again at the smaller sizes."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 
 from prune_jax.graph.graph import Graph
-from prune_jax.pruning import trees
+from prune_jax.pruning import packed, trees
 
 Tree = Any
 
@@ -93,7 +94,7 @@ def shrink_like(graph: Graph, cut: Mapping[str, np.ndarray], tree: Tree) -> Tree
       (1, 1)
     """
     _check_cut(graph, cut)
-    absent = lambda leaf: leaf is None  # noqa: E731
+    absent = lambda leaf: leaf is None or packed.is_packed(leaf)  # noqa: E731
     treedef: Any = jax.tree.structure(graph.shapes, is_leaf=absent)
     full, axes = trees.by_name(graph.shapes), dict(zip(graph.names, graph.param_axes, strict=True))
     evaluation, _ = graph.evaluation(graph.example_inputs, cut)
@@ -114,6 +115,10 @@ def shrink_like(graph: Graph, cut: Mapping[str, np.ndarray], tree: Tree) -> Tree
 
     def taken(before: tuple, path: tuple, leaf: Any) -> Any:
         """A leaf at a path in a tree like the params, which itself stands at another; () for one in any other tree."""
+        if packed.is_packed(leaf):
+            opened = packed.unpack(leaf)
+            small = packed.pack(taken(before, path, opened), like=leaf)
+            return dataclasses.replace(small, shape=small.shape[opened.ndim - len(leaf.shape) :])
         where = trees.name((*before, *path))
         name = trees.name(path) if before else _ending(where, full)
         shape = np.shape(leaf)
@@ -134,7 +139,9 @@ def shrink_like(graph: Graph, cut: Mapping[str, np.ndarray], tree: Tree) -> Tree
             "place what init of the optimizer makes of the small params"
         )
 
-    return jax.tree_util.tree_map_with_path(small, tree, is_leaf=like_params)
+    return jax.tree_util.tree_map_with_path(
+        small, tree, is_leaf=lambda node: packed.is_packed(node) or like_params(node)
+    )
 
 
 def _ending(name: str, weights: Collection[str]) -> str | None:

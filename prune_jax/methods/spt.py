@@ -44,7 +44,7 @@ import numpy as np
 
 from prune_jax.methods import exploration, spt_layers
 from prune_jax.pruning import gates as gates_lib
-from prune_jax.pruning import select, trees
+from prune_jax.pruning import packed, select, trees
 from prune_jax.pruning.method import Method, Pruned, PruneInfo, StepInfo
 from prune_jax.pruning.options import made_from, option, options
 from prune_jax.pruning.plan import Plan, Units
@@ -241,7 +241,7 @@ def _init(options: Options, gates: Tree, plan: Plan) -> dict:
     zeros = jax.tree.map(lambda unit: jnp.zeros_like(unit, jnp.float32), opened)
     state = {
         "scores": zeros,
-        "visited": jax.tree.map(lambda unit: jnp.zeros_like(unit, bool), opened),
+        "visited": packed.pack(jax.tree.map(lambda unit: jnp.zeros_like(unit, bool), opened)),
         "mean": jnp.zeros(types, jnp.float32),  # running mean importance of each layer type
         "explored": jnp.zeros(types, bool),  # whether that mean has its first value
         **exploration.no_statistics(types),
@@ -290,7 +290,7 @@ def _after_step(options: Options, info: StepInfo, state: dict) -> dict:
 
     importances = exploration.importances(info, gates_of, options.explorations, options.chunk)
     first = first_orders(options, info) if options.control_variate else None
-    scores, visited = jax.tree.leaves(state["scores"]), jax.tree.leaves(state["visited"])
+    scores, visited = jax.tree.leaves(state["scores"]), jax.tree.leaves(packed.unpack(state["visited"]))
     mean, explored = state["mean"], state["explored"]
     for e in range(options.explorations):
         drawn = jax.tree.leaves(drawn_in(jnp.int32(e)))
@@ -310,7 +310,7 @@ def _after_step(options: Options, info: StepInfo, state: dict) -> dict:
         new["first_order"] = jax.tree.unflatten(treedef, moved)
     new |= {
         "scores": jax.tree.unflatten(treedef, scores),
-        "visited": jax.tree.unflatten(treedef, visited),
+        "visited": packed.pack(jax.tree.unflatten(treedef, visited), like=state["visited"]),
         "mean": mean,
         "explored": explored,
         "epoch_sum": state["epoch_sum"] + active * jnp.sum(importances),

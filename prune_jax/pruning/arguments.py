@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from prune_jax.pruning import gates as gates_lib
+from prune_jax.pruning import packed, trees
 from prune_jax.pruning import plan as plan_lib
 from prune_jax.pruning import structure as structure_lib
-from prune_jax.pruning import trees
 from prune_jax.pruning.method import Method
 from prune_jax.pruning.plan import Rule
 from prune_jax.pruning.schedules import Schedule
@@ -79,7 +79,7 @@ def check_update(state: Any, params: Tree) -> None:
             "tx.update(grads, state, params)"
         )
     leaves = trees.by_name(params)
-    of_init = jax.tree_util.tree_leaves_with_path(state.gates, is_leaf=lambda gate: gate is None)
+    of_init = jax.tree_util.tree_leaves_with_path(packed.shapes(state.gates), is_leaf=lambda gate: gate is None)
     gates = {trees.name(path): gate for path, gate in of_init}
     for name in (*leaves, *(name for name, gate in gates.items() if gate is not None)):
         gate = gates.get(name)

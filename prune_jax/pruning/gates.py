@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prune_jax.pruning import trees
+from prune_jax.pruning import packed, trees
 from prune_jax.pruning.random_bits import hashed_bits
 
 Tree = Any
@@ -106,17 +106,21 @@ def check_fit(gates: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
 
 def count(gates: Tree) -> int:
     """The number of gates, open and closed."""
-    return sum(leaf.size for leaf in jax.tree.leaves(gates))
+    return sum(leaf.size for leaf in _leaves(gates))
+
+
+def _leaves(gates: Tree) -> list[Any]:
+    return jax.tree.leaves(gates, is_leaf=packed.is_packed)
 
 
 @jax.jit
-def _open_counts(leaves: list[jax.Array]) -> list[jax.Array]:
-    return [jnp.sum(leaf, dtype=jnp.uint32) for leaf in leaves]
+def _open_counts(leaves: list[Any]) -> list[jax.Array]:
+    return [jnp.sum(leaf, dtype=jnp.uint32) for leaf in packed.unpack(leaves)]
 
 
 def open_counts(gates: Tree) -> list[int]:
     """The number of open gates of each leaf, in leaf order. Not for use inside jit."""
-    return [int(n) for n in jax.device_get(_open_counts(jax.tree.leaves(gates)))]
+    return [int(n) for n in jax.device_get(_open_counts(_leaves(gates)))]
 
 
 def layer_sparsity(gates: Tree) -> dict[str, float]:
@@ -128,7 +132,7 @@ def layer_sparsity(gates: Tree) -> dict[str, float]:
     """
     return {
         name.removesuffix("/kernel"): 1 - opened / leaf.size if leaf.size else 0.0
-        for (name, leaf), opened in zip(trees.by_name(gates).items(), open_counts(gates), strict=True)
+        for (name, leaf), opened in zip(trees.by_name(packed.shapes(gates)).items(), open_counts(gates), strict=True)
     }
 
 
@@ -207,7 +211,7 @@ def module(name: str) -> str:
 
 def share_closed(gates: Tree) -> jax.Array:
     """() float32: the closed fraction of all gates, inside jit too; 0 for a tree without gates."""
-    leaves = jax.tree.leaves(gates)
+    leaves = jax.tree.leaves(packed.unpack(gates))
     if not count(gates):
         return jnp.float32(0)
     # A float32 counts to 2^24, an int32 to 2^31: closed gates are counted in uint32, and the total enters as a float.

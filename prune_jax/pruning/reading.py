@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prune_jax.pruning import gates as gates_lib
-from prune_jax.pruning import trees
+from prune_jax.pruning import packed, trees
 from prune_jax.pruning.method import Method
 from prune_jax.pruning.stepping import PruneState, sampling_key
 
@@ -33,7 +33,8 @@ def _state_of(tree: Any) -> PruneState:
 def _gates_in(state: Any) -> Tree:
     """The gates of every pruning in an optimizer's state, or the gate tree that was given in its place."""
     if states := _states_of(state):
-        return states[0].gates if len(states) == 1 else [one.gates for one in states]
+        every = [packed.unpack(one.gates) for one in states]
+        return every[0] if len(every) == 1 else every
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         if getattr(leaf, "dtype", None) != jnp.dtype(bool):
             raise TypeError(
@@ -51,7 +52,7 @@ def named_gates(state: Any) -> dict[str, jax.Array]:
     Raises:
       TypeError: the state holds no pruning, and it is no gate tree, such as params.
     """
-    trees_of = [one.gates for one in _states_of(state)] or [_gates_in(state)]
+    trees_of = [packed.unpack(one.gates) for one in _states_of(state)] or [_gates_in(state)]
     return {name: gate for tree in trees_of for name, gate in trees.by_name(tree).items()}
 
 
@@ -68,7 +69,7 @@ def gates(state: Any) -> Tree:
       >>> pj.gates(tx.init({"kernel": jnp.ones((1, 2)), "bias": jnp.ones(2)}))
       {'bias': None, 'kernel': Array([[ True,  True]], dtype=bool)}
     """
-    return _state_of(state).gates
+    return packed.unpack(_state_of(state).gates)
 
 
 def sparsity(state: Any) -> jax.Array:
@@ -136,7 +137,9 @@ def masked(params: Tree, state: Any) -> Tree:
     _check_fit(params, state)
     if not states:
         return gates_lib.masked(params, state)
-    known = {name: (gate, one.dense) for one in states for name, gate in trees.by_name(one.gates).items()}
+    known = {
+        name: (gate, one.dense) for one in states for name, gate in trees.by_name(packed.unpack(one.gates)).items()
+    }
 
     def product(path: tuple, leaf: Any) -> Any:
         name = trees.name(path)
@@ -169,9 +172,10 @@ def sampled(method: Method, params: Tree, state: Any) -> Tree:
     if set(pruned.trainable) != set(method.rates):
         raise ValueError(f"method is {method.name}; allowed: the one that the state is of, as it was given to pj.prune")
     _check_fit(params, pruned)
-    kernels = gates_lib.kernels(params, pruned.gates)
+    opened = packed.unpack(pruned.gates)
+    kernels = gates_lib.kernels(params, opened)
     key = sampling_key(pruned.key, pruned.step)
-    drawn = method.sample(kernels, pruned.gates, pruned.trainable, key, pruned.method)
+    drawn = method.sample(kernels, opened, pruned.trainable, key, pruned.method)
     # The value is the sample's; the gradient passes straight through.
     through = jax.tree.map(lambda w, s: w + jax.lax.stop_gradient(s - w), kernels, drawn)
     return trees.replaced(params, trees.by_name(through))
@@ -201,9 +205,10 @@ def finish(method: Method, params: Tree, state: Any) -> tuple[Tree, Tree]:
         raise TypeError(f"method is a {type(method).__name__}; allowed: a Method, such as soft_weight_sharing(...)")
     pruned = _state_of(state)
     _check_fit(params, pruned)
+    opened = packed.unpack(pruned.gates)
     if method.end_run is None:
-        return gates_lib.masked(params, pruned.gates), pruned.gates
+        return gates_lib.masked(params, opened), opened
     if set(pruned.trainable) != set(method.rates):
         raise ValueError(f"method is {method.name}; allowed: the one that was trained, as it was given to pj.prune")
-    new_params, new_gates, _, _ = method.end_run(params, pruned.gates, pruned.trainable, pruned.method)
+    new_params, new_gates, _, _ = method.end_run(params, opened, pruned.trainable, pruned.method)
     return new_params, new_gates

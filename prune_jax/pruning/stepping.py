@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from prune_jax.pruning import gates as gates_lib
-from prune_jax.pruning import trees
+from prune_jax.pruning import packed, trees
 from prune_jax.pruning.method import Method, StepInfo
 from prune_jax.pruning.plan import Plan
 
@@ -26,7 +26,7 @@ class PruneState(NamedTuple):
     Attributes:
       step: () int32, steps taken.
       key: (2,) uint32, the words of a PRNG key that stays as it is; steps fold their number in.
-      gates: a tree like params: a boolean array per prunable kernel, None elsewhere.
+      gates: a tree like params: the packed gates of each prunable kernel, None elsewhere; pj.gates unpacks them.
       dense: () bool, whether the gradient of `masked` reaches the weights of closed gates. A constant of the method.
       method: the method's own state.
       trainable: the method's own trained leaves, by label.
@@ -83,9 +83,9 @@ class Step:
     value_fn: Loss | None
     extra: Mapping[str, Any]
 
-    def taken(self, was_open: Tree) -> Stepped:
-        """The step with these gates."""
-        method, state, params = self.method, self.state, self.params
+    def taken(self, gates: Tree) -> Stepped:
+        """The step with these packed gates."""
+        method, state, params, was_open = self.method, self.state, self.params, packed.unpack(gates)
         hyper = {name: jnp.float32(value) for name, value in method.hyper.items()} | {"target": self.target}
         grads = self.grads if method.trains_closed else _kept(self.grads, was_open)
         # One NaN of a step that the optimizer skips would stay in a method's scores for good.

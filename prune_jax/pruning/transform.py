@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from prune_jax.pruning import arguments, promotion, schedules, stepping
+from prune_jax.pruning import arguments, packed, promotion, schedules, stepping
 from prune_jax.pruning import plan as plan_lib
 from prune_jax.pruning import structure as structure_lib
 from prune_jax.pruning.costs import Costs
@@ -157,7 +157,7 @@ class _Pruning:
         return PruneState(
             step=jnp.int32(0),
             key=jnp.copy(jax.random.key_data(self.key)),  # the state may be donated, and the seed is the caller's
-            gates=gates,
+            gates=packed.pack(gates),
             dense=jnp.bool_(self.method.regrows),
             method=self.method.init(params, gates, plan),
             trainable=trainable,
@@ -186,7 +186,7 @@ class _Pruning:
             grads=grads,
             state=state,
             params=params,
-            plan=self.plan(state.gates, params),
+            plan=self.plan(packed.shapes(state.gates), params),
             target=jnp.asarray(self.timing.target(state.step + 1), jnp.float32),
             key=jax.random.wrap_key_data(state.key, impl=self.key_impl),
             value_fn=value_fn,
@@ -201,9 +201,9 @@ class _Pruning:
 
             updates = jax.tree.map(moved, rewritten, updates, params)
         if not method.alive:  # a weight that is kept has taken the step before its gate closes
-            updates = stepping.closed(updates, params, gates, alive=False)
+            updates = stepping.closed(updates, params, packed.unpack(gates), alive=False)
         if method.resets_moments:
-            reopened = jax.tree.map(lambda new, old: new & ~old, gates, state.gates)
+            reopened = jax.tree.map(lambda new, old: new & ~old, *map(packed.unpack, (gates, state.gates)))
             inner_state = reset_moments(inner_state, reopened)
         return updates, PruneState(
             step=state.step + 1,
@@ -220,7 +220,7 @@ class _Pruning:
         """A step and the pruning after it.
 
         Returns:
-          (whether gates were due to change, the gates, the step, the method's state, new params or None).
+          (whether gates were due to change, the packed gates, the step, the method's state, new params or None).
         """
         method, state = self.method, step.state
         count = state.step + 1
@@ -235,8 +235,8 @@ class _Pruning:
         measured = state.method if method.after_step is None else (after or step.taken(state.gates)).method
 
         def turn(carry: tuple) -> tuple:
-            gates = carry[1]
-            done = step.taken(gates) if after is None else after
+            gates = packed.unpack(carry[1])
+            done = step.taken(carry[1]) if after is None else after
             due = self.timing.due(count)
             own_state = method.end_period(measured) if method.end_period else measured
             own_state = jax.tree.map(lambda new, old: jnp.where(due, new, old), own_state, measured)
@@ -253,7 +253,8 @@ class _Pruning:
             )
             pruned = method.prune(info)
             rewritten = () if pruned.params is None else (pruned.params,)
-            return jnp.bool_(False), pruned.gates, gates, {} if simple else own_state, *rewritten
+            closed = packed.pack(pruned.gates, like=carry[1])
+            return jnp.bool_(False), closed, carry[1], {} if simple else own_state, *rewritten
 
         due = self.timing.due(count)
         if method.every:

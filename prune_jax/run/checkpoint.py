@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from prune_jax.errors import UserError, first_line
-from prune_jax.pruning import trees
+from prune_jax.pruning import packed, trees
 from prune_jax.run import processes
 
 Tree = Any
@@ -49,13 +49,27 @@ def _key_impl(leaf):
 
 
 def _encode(state: Tree) -> Tree:
-    """Replaces typed PRNG keys, which Orbax does not store, by their words."""
+    """Replaces typed PRNG keys, which Orbax does not store, by their words, and packed gates by booleans."""
+    state = packed.unpack(state)
     return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state)
 
 
+def _decode(leaf, value):
+    """What was saved as `value` in the form of an abstract leaf, and where that lies."""
+    if _is_key(leaf):
+        return jax.random.wrap_key_data(value, impl=_key_impl(leaf))
+    if packed.is_packed(leaf):
+        at = getattr(leaf.words, "sharding", None)
+        return jax.jit(lambda gate: packed.pack(gate, like=leaf), out_shardings=at)(value)
+    return value
+
+
 def _target(leaf) -> jax.ShapeDtypeStruct:
-    """What Orbax restores for an abstract leaf: the words of a key, on the first device unless it names a sharding."""
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    """What Orbax restores for an abstract leaf, as _encode saves it; on the first device unless it names a sharding."""
+    array = leaf.words if packed.is_packed(leaf) else leaf
+    sharding = getattr(array, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    if packed.is_packed(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, bool, sharding=packed.sharding(sharding, leaf.shape))
     words = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)) if _is_key(leaf) else leaf
     return jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=sharding)
 
@@ -66,7 +80,7 @@ def _signature(state: Tree) -> dict[str, str]:
     def describe(leaf):
         return f"{jax.numpy.result_type(leaf)}{list(jax.numpy.shape(leaf))}"
 
-    leaves = jax.tree_util.tree_leaves_with_path(state)
+    leaves = jax.tree_util.tree_leaves_with_path(packed.shapes(state))
     return {jax.tree_util.keystr(path): describe(leaf) for path, leaf in leaves}
 
 
@@ -132,11 +146,7 @@ class Checkpoints:
         (restored, progress), self._damaged = _newest_sound(
             self._directory / "last", numbers, lambda path: self._restore(path, abstract_state)
         )
-
-        def decode(leaf, value):
-            return jax.random.wrap_key_data(value, impl=_key_impl(leaf)) if _is_key(leaf) else value
-
-        return jax.tree.map(decode, abstract_state, restored), progress
+        return jax.tree.map(_decode, abstract_state, restored, is_leaf=packed.is_packed), progress
 
     def _restore(self, path: Path, abstract_state: Tree) -> tuple[Tree, dict]:
         """(the encoded state, progress) of the checkpoint in `path`. Any error but a UserError says it is damaged.
@@ -153,7 +163,7 @@ class Checkpoints:
                 f"the checkpoint {path} is of another model or method: {len(differing)} arrays differ, the first is "
                 f"{name}: {saved.get(name, 'missing')} in the checkpoint, {wanted.get(name, 'missing')} in this run"
             )
-        target = self._ocp.args.StandardRestore(jax.tree.map(_target, abstract_state))
+        target = self._ocp.args.StandardRestore(jax.tree.map(_target, abstract_state, is_leaf=packed.is_packed))
         # The handler itself: the manager waits for all processes where one has failed.
         with contextlib.closing(self._ocp.StandardCheckpointHandler()) as handler, processes.together(OSError):
             restored = handler.restore(path / "state", args=target)

@@ -6,6 +6,7 @@ or columns, and along its longest other axis over `fsdp`. What has one axis, or 
 device. The parts of a weight over `fsdp` are put together where the network uses it, and its gradient is split again.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prune_jax.errors import UserError
-from prune_jax.pruning import trees
+from prune_jax.pruning import packed, trees
 from prune_jax.run import processes
 
 Tree = Any
@@ -74,9 +75,13 @@ class Layout(NamedTuple):
             parts = trees.name(path).split("/")
             own = next((n for i in range(len(parts)) if (n := "/".join(parts[i:])) in shapes), None)
             split = model.split(own) if own and shapes[own] == leaf.shape and hasattr(model, "split") else None
-            return NamedSharding(self.mesh, self._spec(leaf.shape, split, 1 if gathered else self.mesh.shape["fsdp"]))
+            spec = self._spec(leaf.shape, split, 1 if gathered else self.mesh.shape["fsdp"])
+            where = NamedSharding(self.mesh, spec)
+            if not packed.is_packed(leaf):
+                return where
+            return dataclasses.replace(leaf, words=packed.sharding(where, leaf.words.shape))
 
-        return jax.tree_util.tree_map_with_path(at, tree)
+        return jax.tree_util.tree_map_with_path(at, tree, is_leaf=packed.is_packed)
 
     def gather(self, model: Any, params: Tree) -> Callable[[Tree], Tree] | None:
         """A function for use inside jit: params as they are used, whole over fsdp, whose gradients are split over it.

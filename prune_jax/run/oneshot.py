@@ -71,19 +71,19 @@ def kept(params: Tree, plan: Plan) -> dict[str, Rule]:
 
 
 def begin(
-    config: Any, model: Any, plan: Any, state: Any, dataset: Any, evaluate: Callable, log: Callable
+    config: Any, model: Any, plan: Any, network: tuple[Tree, Tree], dataset: Any, evaluate: Callable, log: Callable
 ) -> tuple[Tree, Tree, dict, dict]:
     """Prunes the network that a run starts from, and evaluates it before and after.
 
     Args:
-      config, model, plan, dataset, log: as of prune; state: with its params and gates.
+      config, model, plan, dataset, log: as of prune; network: (params, gates).
       evaluate: (params, gates) -> the columns of an evaluation.
     Returns:
       (params, gates, the entry as prune's with metric_before and metric_after, a row of metrics.csv for epoch 0 where
       no epoch prunes on; else {}).
     """
-    start, before = time.perf_counter(), evaluate(state.params, state.gates)["eval_metric"]
-    params, gates, entry = prune(config, model, plan, state.params, state.gates, dataset, log)
+    start, before = time.perf_counter(), evaluate(*network)["eval_metric"]
+    params, gates, entry = prune(config, model, plan, *network, dataset, log)
     measured, sparsity = evaluate(params, gates), gates_lib.sparsity(gates)
     entry |= {"metric_before": before, "metric_after": measured["eval_metric"]}
     log(
@@ -102,7 +102,7 @@ def begin(
         "target_sparsity": schedules.sparsity_schedule(config)(0) if only else sparsity,
         "seconds": time.perf_counter() - start,
         "metric_before_pruning": before,
-        "sparsity_before_pruning": gates_lib.sparsity(state.gates),
+        "sparsity_before_pruning": gates_lib.sparsity(network[1]),
     }
     return params, gates, entry, row
 

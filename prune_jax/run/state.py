@@ -10,8 +10,8 @@ import optax
 
 from prune_jax.models import units
 from prune_jax.pruning import gates as gates_lib
+from prune_jax.pruning import packed, trees
 from prune_jax.pruning import plan as plan_lib
-from prune_jax.pruning import trees
 from prune_jax.pruning.method import Method, PruneInfo, StepInfo
 from prune_jax.pruning.moments import reset_moments
 from prune_jax.pruning.plan import Plan
@@ -28,8 +28,8 @@ class TrainState:
     Attributes:
       step: () int32, steps taken.
       params: the network's weights.
-      gates: a boolean array per prunable kernel, under the kernel's path, and per bias, scale or table that units of
-        the structure run through.
+      gates: the packed gates (pruning.packed) of each prunable kernel, under the kernel's path, and of each bias, scale
+        or table that units of the structure run through.
       method: {"trainable": {label: leaves}, "state": the method's own arrays}.
       opt_state: of the optimizer over {"params": params, "method": trainable}.
       key: the run's typed PRNG key; never advanced, steps fold their number in.
@@ -131,7 +131,7 @@ def init_state(model, method: Method, optimizer, plan: Plan, key: jax.Array) -> 
     return TrainState(
         step=jnp.int32(0),
         params=params,
-        gates=gates,
+        gates=packed.pack(gates),
         method={"trainable": trainable, "state": method.init(params, gates, plan)},
         opt_state=optimizer.init({"params": params, "method": trainable}),
         key=run_key,
@@ -164,15 +164,16 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch, learning_rates, hyper, teacher: Tree = None):
         dropout_key = jax.random.fold_in(jax.random.fold_in(state.key, 0), state.step)
+        gates = packed.unpack(state.gates)
         leaves = {"params": state.params, "method": state.method["trainable"]}
 
         def network(leaves):
             if method.sample is not None:
                 key = jax.random.fold_in(jax.random.fold_in(state.key, 3), state.step)
-                kernels = gates_lib.kernels(leaves["params"], state.gates)
-                drawn = method.sample(kernels, state.gates, leaves["method"], key, state.method["state"])
+                kernels = gates_lib.kernels(leaves["params"], gates)
+                drawn = method.sample(kernels, gates, leaves["method"], key, state.method["state"])
                 return trees.replaced(leaves["params"], trees.by_name(drawn))
-            return gates_lib.masked(leaves["params"], method.training_gates(state.gates, leaves["method"]))
+            return gates_lib.masked(leaves["params"], method.training_gates(gates, leaves["method"]))
 
         def seen(leaves):
             return network(leaves), leaves["method"].get(MAP)
@@ -204,13 +205,13 @@ def make_train_step(
         if method.has_penalty:
 
             def penalty_fn(leaves):
-                return method.penalty(leaves["params"], state.gates, leaves["method"], state.step, hyper, plan)
+                return method.penalty(leaves["params"], gates, leaves["method"], state.step, hyper, plan)
 
             penalty, of_penalty = jax.value_and_grad(penalty_fn)(leaves)
             loss, grads = loss + penalty, jax.tree.map(jnp.add, grads, of_penalty)
         updates, opt_state = optimizer.update(grads, state.opt_state, leaves, learning_rates=learning_rates)
         if method.alive and not method.trains_closed:  # the weights of closed gates stand still
-            updates["params"] = gates_lib.masked(updates["params"], state.gates)
+            updates["params"] = gates_lib.masked(updates["params"], gates)
         new = optax.apply_updates(leaves, updates)
         method_state = state.method["state"]
         if method.after_step is not None:
@@ -221,7 +222,7 @@ def make_train_step(
                 gate_grads=gate_grads,
                 params_before=state.params,
                 params=new["params"],
-                gates=state.gates,
+                gates=gates,
                 hyper=hyper,
                 loss=explored,
                 plan=plan,
@@ -245,11 +246,12 @@ def make_prune_step(method: Method, plan: Plan) -> Callable:
     """
 
     def prune_step(state: TrainState, target: jax.Array, exact: jax.Array) -> tuple[dict, jax.Array]:
+        gates = packed.unpack(state.gates)
         info = PruneInfo(
             key=jax.random.fold_in(jax.random.fold_in(state.key, 2), state.step),
             step=state.step,
             params=state.params,
-            gates=state.gates,
+            gates=gates,
             trainable=state.method["trainable"],
             state=state.method["state"],
             target=target,
@@ -257,13 +259,13 @@ def make_prune_step(method: Method, plan: Plan) -> Callable:
             plan=plan,
         )
         pruned = method.prune(info)
-        changes: dict = {"gates": pruned.gates}
+        changes: dict = {"gates": packed.pack(pruned.gates, like=state.gates)}
         if pruned.params is not None:
             changes["params"] = pruned.params
         if method.resets_moments:
-            reopened = jax.tree.map(lambda new, old: new & ~old, pruned.gates, state.gates)
+            reopened = jax.tree.map(lambda new, old: new & ~old, pruned.gates, gates)
             changes["opt_state"] = reset_moments(state.opt_state, {"params": reopened})
-        pairs = zip(*map(jax.tree.leaves, (pruned.gates, state.gates)), strict=True)
+        pairs = zip(*map(jax.tree.leaves, (changes["gates"], state.gates)), strict=True)
         return changes, jnp.any(jnp.stack([jnp.any(new != old) for new, old in pairs]))
 
     return prune_step
@@ -271,6 +273,8 @@ def make_prune_step(method: Method, plan: Plan) -> Callable:
 
 def make_eval_step(model, gather: Callable[[Tree], Tree] | None = None) -> Callable:
     """(params, gates, batch) -> (logits (batch, num_labels) float32, losses (batch,) float32), without dropout.
+
+    The gates may be packed.
 
     In the place of logits what the model's `scored` keeps of them, where it has that.
 
@@ -280,6 +284,7 @@ def make_eval_step(model, gather: Callable[[Tree], Tree] | None = None) -> Calla
     scored = getattr(model, "scored", lambda logits, batch: logits)
 
     def eval_step(params, gates, batch):
+        gates = packed.unpack(gates)
         if gather:
             params, gates = gather(gates_lib.masked(params, gates)), {}
         logits = apply(model, params, gates, batch)

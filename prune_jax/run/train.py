@@ -21,6 +21,7 @@ from prune_jax.config import schedules
 from prune_jax.data import batching
 from prune_jax.errors import Collapsed, Diverged, Stopped
 from prune_jax.pruning import gates as gates_lib
+from prune_jax.pruning import packed
 from prune_jax.pruning.method import Method
 from prune_jax.run import checkpoint, continuing, distill, evaluate, inputs, mesh, oneshot, optim, processes, telling
 from prune_jax.run import cost as cost_lib
@@ -80,7 +81,8 @@ class _Loop:
             console.log(line)
         at = self.shardings = layout.of(shapes, model, shapes.params)
         abstract = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, at)
-        for line in (*mesh.line(layout, abstract), *telling.parameter_overview(shapes.params, shapes.gates)):
+        overview = telling.parameter_overview(shapes.params, packed.shapes(shapes.gates))
+        for line in (*mesh.line(layout, abstract), *overview):
             console.log(line)
 
         self.checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
@@ -94,7 +96,7 @@ class _Loop:
         else:
             self.state, self.progress = jax.jit(init, out_shardings=at)(key), dict(_START)
             if start is not None:
-                params, gates = start.into(*processes.readable((self.state.params, self.state.gates)))
+                params, gates = start.into(*self.network())
                 self.state = self.state.replace(**self.placed({"params": params, "gates": gates}))
                 console.log(start.line)
         resume_epoch = self.progress["epoch"] if resuming else None
@@ -130,13 +132,18 @@ class _Loop:
         """Keeps what the method wants to be drawn of a network: an epoch's, by its number, or the quantised one."""
         if self.method.record is None:
             return
-        network = processes.readable((params, gates, self.state.method["trainable"]))
+        network = processes.readable((params, packed.unpack(gates), self.state.method["trainable"]))
         if processes.first():
             report.write_record(self.workdir, name, self.method.record(*network))
 
     def placed(self, network: dict) -> dict:
-        """{"params", "gates"} where the state has them."""
-        return processes.put(processes.same(network), {name: getattr(self.shardings, name) for name in network})
+        """{"params", "gates"} as the state has them: where they lie, and the gates packed."""
+        network = processes.same(network | {"gates": packed.pack(network["gates"], like=self.state.gates)})
+        return processes.put(network, {name: getattr(self.shardings, name) for name in network})
+
+    def network(self) -> tuple:
+        """(params, gates) of the state, the gates as booleans; with several processes, NumPy copies."""
+        return processes.readable((self.state.params, packed.unpack(self.state.gates)))
 
     def rates(self, step: int) -> dict[str, np.float32]:
         """The learning rates of a step, by label; a method's rates follow the same schedule as the weights' own."""
@@ -198,10 +205,8 @@ class _Loop:
 
     def prune_at_once(self) -> None:
         """Prunes without training, before the first step: config.oneshot. It starts anew if it is cut short."""
-        params, gates = processes.readable((self.state.params, self.state.gates))
-        state = self.state.replace(params=params, gates=gates)
         params, gates, entry, row = oneshot.begin(
-            self.config, self.model, self.plan, state, self.dataset, self.evaluate, self.console.log
+            self.config, self.model, self.plan, self.network(), self.dataset, self.evaluate, self.console.log
         )
         network = self.placed({"params": params, "gates": gates})
         if processes.first():
@@ -268,7 +273,7 @@ class _Loop:
         own = self.state.method["state"]
         if self.end_period:
             own = self.end_period(own)
-        own, columns, lines = self.method.end_epoch(self.state.gates, own, self.plan)
+        own, columns, lines = self.method.end_epoch(packed.unpack(self.state.gates), own, self.plan)
         self.state = self.state.replace(method={**self.state.method, "state": own})
         sparsity_before, before = self.sparsity, None
         pruned, moved = self.pruned(target, exact=True)
@@ -314,8 +319,8 @@ class _Loop:
         if self.method.end_run is None:
             return {}
         state, final = self.state, self.progress["final"]
-        trained = state.params, state.gates, state.method["trainable"], state.method["state"]
-        params, gates, entries, lines = self.method.end_run(*processes.readable(trained))
+        trained = processes.readable((state.method["trainable"], state.method["state"]))
+        params, gates, entries, lines = self.method.end_run(*self.network(), *trained)
         network = self.placed({"params": params, "gates": gates})
         gates = network["gates"]
         measured = self.evaluate(network["params"], network["gates"])
@@ -355,7 +360,7 @@ class _Loop:
         """The entry `cost` of the summary of a run whose units close whole."""
         if not any(part.groups for part in self.plan.parts):
             return {}
-        network = processes.readable((self.state.params, self.state.gates))
+        network = self.network()
         if not processes.first():
             return {}
         cost = cost_lib.measure(self.model, *network, self.dataset.buckets[-1])
