@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,8 @@ CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 def interleaved(cases: dict[str, Callable], repeats: int, clock: str = "wall") -> dict[str, float]:
     """Median seconds of each case. The cases take turns, so that a noisy minute hits them all alike.
 
+    Each round has another order, for what a case leaves of the caches is what the next one finds.
+
     Args:
       clock: of CLOCKS. "processor" is the time of all threads of this process, for a machine that others work on, too.
     """
@@ -36,8 +39,9 @@ def interleaved(cases: dict[str, Callable], repeats: int, clock: str = "wall") -
     for run in cases.values():  # compile and warm up
         jax.block_until_ready(run())
     times = {name: [] for name in cases}
+    order = random.Random(0)
     for _ in range(repeats):
-        for name, run in cases.items():
+        for name, run in order.sample(list(cases.items()), len(cases)):
             start = now()
             jax.block_until_ready(run())
             times[name].append(now() - start)

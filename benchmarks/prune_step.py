@@ -12,6 +12,7 @@ as clipping by the global norm (--clip), waits for all of them.
 """
 
 import argparse
+import functools
 import statistics
 
 import jax
@@ -22,7 +23,7 @@ import prune_jax as pj
 from benchmarks import harness
 
 EVERY = 100
-BEFORE = EVERY - 1  # steps taken when the next one updates the gates
+NEVER = 10**9
 
 
 def loss_of(params, x, y):
@@ -35,11 +36,11 @@ class Steps:
     """A jitted step with its parameters and state; each call takes one step.
 
     Args:
+      tx: the optimizer; first: the one that takes the first step, where it is another.
       batch: how many examples the gradient is taken on; 0, it is always the same and costs nothing.
-      updates_gates: whether each step updates the gates; else only the first does.
     """
 
-    def __init__(self, tx, width: int, kernels: int, batch: int, updates_gates: bool = False):
+    def __init__(self, tx, width: int, kernels: int, batch: int, first=None):
         def some(seed, *shape):
             return jax.random.normal(jax.random.key(seed), shape) / width**0.5
 
@@ -47,19 +48,17 @@ class Steps:
         self.state = tx.init(self.params)
         x, y = some(100, batch, width), some(101, batch, width)
         self.given = (x, y) if batch else (jax.tree.map(jnp.sign, self.params),)
-        self.updates_gates, self.is_first = updates_gates, True
 
-        def step(params, state, *given):
+        def step(tx, params, state, *given):
             grads = jax.grad(loss_of)(params, *given) if batch else given[0]
             updates, state = tx.update(grads, state, params)
             return optax.apply_updates(params, updates), state
 
-        self.step = jax.jit(step, donate_argnums=(0, 1))
+        if first:
+            self.params, self.state = step(first, self.params, self.state, *self.given)
+        self.step = jax.jit(functools.partial(step, tx), donate_argnums=(0, 1))
 
     def __call__(self):
-        if hasattr(self.state, "gates"):
-            self.state = self.state._replace(step=jnp.int32(BEFORE if self.updates_gates or self.is_first else 0))
-            self.is_first = False
         self.params, self.state = self.step(self.params, self.state, *self.given)
         return self.params
 
@@ -79,24 +78,22 @@ def main():
     adamw = optax.adamw(1e-4)
     if args.clip:
         adamw = optax.chain(optax.clip_by_global_norm(1.0), adamw)
-    # The same sparsity at each update, from the first on: what an update costs does not depend on it.
-    schedule = pj.cubic(0.5, begin=0, end=10**6, every=EVERY, initial=0.5)
-    pruned = {
-        name: pj.prune(adamw, getattr(pj, name)(), schedule, scope=args.scope) for name in ("magnitude", *args.methods)
-    }
+
+    def pruned(name: str, every: int):
+        # The same sparsity at each update, from the first on: what an update costs does not depend on it.
+        schedule = pj.cubic(0.5, begin=0, end=NEVER, every=every, initial=0.5)
+        return pj.prune(adamw, getattr(pj, name)(), schedule, scope=args.scope)
+
     for part in args.parts:
         shape = (args.width, args.kernels, args.batch if part == "training" else 0)
-        cases = {
-            "plain": Steps(adamw, *shape),
-            "ordinary": Steps(pruned["magnitude"], *shape),
-            "update": Steps(pruned["magnitude"], *shape, updates_gates=True),
-        }
-        for name in args.methods:
-            cases[f"ordinary {name}"] = Steps(pruned[name], *shape)
-            cases[f"update {name}"] = Steps(pruned[name], *shape, updates_gates=True)
+        cases = {"plain": Steps(adamw, *shape)}
+        for name in ("magnitude", *args.methods):
+            end = "" if name == "magnitude" else f" {name}"
+            cases[f"update{end}"] = Steps(pruned(name, 1), *shape)
+            cases[f"ordinary{end}"] = Steps(pruned(name, NEVER), *shape, first=pruned(name, 1))
         seconds = harness.interleaved(cases, args.repeats, args.clock)
         for name in ("", *(f" {name}" for name in args.methods)):
-            both = [seconds[f"ordinary{name}"]] * BEFORE + [seconds[f"update{name}"]]
+            both = [seconds[f"ordinary{name}"]] * (EVERY - 1) + [seconds[f"update{name}"]]
             seconds[f"pruned{name}"] = statistics.fmean(both)
         harness.report(
             benchmark="prune_step",

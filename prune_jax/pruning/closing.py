@@ -81,7 +81,7 @@ def _wanted(
         goal = select.portion(target, size)
         if one in spared:
             goal = jnp.minimum(goal, jnp.where(target < 1, size - 1, size).astype(jnp.uint32))
-        reached = sum((jnp.uint32(gate.size) - jnp.sum(gate, dtype=jnp.uint32) for gate in own), jnp.uint32(0))
+        reached = sum((jnp.uint32(gate.size) - select.count(gate) for gate in own), jnp.uint32(0))
         more.append(jnp.where(goal > reached, goal - reached, 0))
     return jnp.stack(more)
 

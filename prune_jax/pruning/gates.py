@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prune_jax.pruning import packed, trees
+from prune_jax.pruning import packed, select, trees
 from prune_jax.pruning.random_bits import hashed_bits
 
 Tree = Any
@@ -115,7 +115,7 @@ def _leaves(gates: Tree) -> list[Any]:
 
 @jax.jit
 def _open_counts(leaves: list[Any]) -> list[jax.Array]:
-    return [jnp.sum(leaf, dtype=jnp.uint32) for leaf in packed.unpack(leaves)]
+    return [select.count(leaf) for leaf in packed.unpack(leaves)]
 
 
 def open_counts(gates: Tree) -> list[int]:
@@ -215,5 +215,5 @@ def share_closed(gates: Tree) -> jax.Array:
     if not count(gates):
         return jnp.float32(0)
     # A float32 counts to 2^24, an int32 to 2^31: closed gates are counted in uint32, and the total enters as a float.
-    closed = [jnp.sum(~leaf, dtype=jnp.uint32).astype(jnp.float32) for leaf in leaves]
+    closed = [select.count(~leaf).astype(jnp.float32) for leaf in leaves]
     return jnp.sum(jnp.stack(closed)) / float(count(gates))
