@@ -47,6 +47,10 @@ def is_packed(node: Any) -> bool:
     return isinstance(node, Packed)
 
 
+def _is_of_nnx(node: Any) -> bool:
+    return type(node).__module__.startswith("flax.nnx")
+
+
 def _axis(gate: Any) -> int | None:
     """The axis that is packed: the longest of those that eight divides; the last one, where memory runs, at a pinch.
 
@@ -97,6 +101,8 @@ def pack(gates: Tree, like: Tree = None) -> Tree:
     Args:
       like: a tree whose gates are packed along the same axes; None, the axes are chosen.
     """
+    if like is None and any(map(_is_of_nnx, jax.tree.leaves(gates, is_leaf=_is_of_nnx))):
+        return gates  # flax.nnx takes what a node holds for a state of its own when it splits an optimizer
     leaves, treedef = jax.tree.flatten(gates, is_leaf=is_packed)
     forms = leaves if like is None else jax.tree.leaves(like, is_leaf=is_packed)
     chosen = _axis if like is None else lambda form: getattr(form, "axis", None)
