@@ -59,8 +59,7 @@ def _decode(leaf, value):
     if _is_key(leaf):
         return jax.random.wrap_key_data(value, impl=_key_impl(leaf))
     if packed.is_packed(leaf):
-        at = getattr(leaf.words, "sharding", None)
-        return jax.jit(lambda gate: packed.pack(gate, like=leaf), out_shardings=at)(value)
+        return processes.put(packed.pack(value, like=leaf), getattr(leaf.words, "sharding", None))
     return value
 
 
