@@ -18,8 +18,11 @@ from pathlib import Path
 
 from benchmarks import harness
 
-CASES = (("unstructured", 0.6), ("2:4", 0.5), ("4:8", 0.5), ("unstructured", 0.5))
+CASES = (("unstructured", 0.5), ("unstructured", 0.6), ("2:4", 0.5), ("4:8", 0.5))
 METHODS = ("sparsegpt", "wanda", "magnitude")
+ALL = [(method, *case, "local", False) for case, method in itertools.product(CASES, METHODS)]
+ALL[3:3] = [("sparsegpt", "unstructured", sparsity, "global", True) for sparsity in (0.5, 0.6)]
+NAMES = ("method", "structure", "sparsity", "scope", "correct")
 KEPT = ("metric_before", "metric_after", "evaluated_tokens", "seconds", "nonzero_weights", "weights")
 
 
@@ -34,21 +37,20 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=1000, help="lines to measure in this call")
     args = parser.parse_args()
     done = harness.read(args.out)
-    known = {(line["method"], line["structure"], line["sparsity"], line["examples"], line["length"]) for line in done}
-    cases = [(m, *case, args.examples, args.length) for case, m in itertools.product(CASES, METHODS)]
-    for case in [case for case in cases if case not in known][: args.most]:
-        method, structure, sparsity = case[:3]
+    size = {"examples": args.examples, "length": args.length}
+    cases = [dict(zip(NAMES, case, strict=True)) | size for case in ALL]
+    missing = [case for case in cases if not any(case.items() <= line.items() for line in done)]
+    for case in missing[: args.most]:
         with tempfile.TemporaryDirectory() as scratch:
             out, start = Path(scratch) / "out", time.monotonic()
-            flags = [f"--method={method}", f"--structure={structure}", f"--sparsity={sparsity}"]
-            flags += [f"--examples={args.examples}", f"--length={args.length}", f"--data={args.text}"]
+            flags = [f"--{name}={value}" for name, value in case.items() if name != "correct"]
+            flags += [f"--data={args.text}", *(["--correct"] if case["correct"] else [])]
             subprocess.run(
                 [sys.executable, "-m", "prune_jax", "oneshot", str(args.checkpoint), str(out), *flags], check=True
             )
             summary = json.loads((out / "oneshot.json").read_text())
             shutil.rmtree(out)
-        line = dict(zip(("method", "structure", "sparsity", "examples", "length"), case, strict=True))
-        line |= {name: summary[name] for name in KEPT} | {"whole_seconds": round(time.monotonic() - start, 1)}
+        line = case | {name: summary[name] for name in KEPT} | {"whole_seconds": round(time.monotonic() - start, 1)}
         line |= {"error": max(layer["error"] for layer in summary["layers"])}
         harness.add(args.out, **line)
 
