@@ -87,6 +87,33 @@ def test_classes_are_found_in_order(source, labels, classes, ids, tmp_path, voca
     assert found.task.metrics == ("accuracy",)
 
 
+def test_cells_of_json_are_taken_as_they_are_written(tmp_path, vocab):
+    """Dates became timestamps, and a cell of another type ended the reading, also one that nobody asked for."""
+    rows = [{"text": "007-01-01", "label": "b", "id": 1}, {"text": "007", "label": "B"}, {"label": "b", "id": [2]}]
+    rows.append({"text": "good", "label": "b"})
+    path = tmp_path / "t.jsonl"
+    path.write_text("\n\n".join(map(json.dumps, rows)))
+    found = load("jsonl", vocab, train=str(path), eval=str(path))
+    assert texts(found.train) == [
+        "007 [UNK] [UNK] [UNK] [UNK]",
+        "007",
+        "",
+        "good",
+    ]  # as it is, and not "0007-01-01 00:00:00"
+    assert any("b: classes of their own" in note for note in found.notes)
+    path.write_text(json.dumps(rows))  # one array
+    assert len(load("jsonl", vocab, train=str(path), eval=str(path)).train) == 4
+    for text, says in (
+        ('{"text": "a", "label": "b"}\n{"text": }', r"t\.jsonl, line 2: Expecting value; allowed: a JSON object"),
+        ('{"text": "a", "label": "b", "text": "c"}', r"line 1: the key 'text' is there twice"),
+        ('{"text": "a", "label": "b"}\n"c"', r'row 2: it is "c"; allowed: an object'),
+        ("\n", "has no rows"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=says):
+            load("jsonl", vocab, train=str(path), eval=str(path))
+
+
 def test_cells_are_taken_as_they_are_written(tmp_path, vocab):
     rows = ["NA,pos", "007,neg", '"a, ""good""\nday",pos', ",neg", "ü," + "pos"]
     found = load("csv", vocab, train=write_csv(tmp_path / "t.csv", rows), eval=str(tmp_path / "t.csv"))
@@ -166,6 +193,11 @@ def test_numbers_are_a_regression(tmp_path, vocab):
     found = load("jsonl", vocab, train=path, eval=path, task="regression", metric=("spearman", "mse"))
     assert found.train.labels.tolist() == [0.5, -2, 1e3, 4] and found.task.num_labels == 1
     assert evaluate.metrics(found.task, np.array([[0.5], [0], [1e3], [4]]), found.train.labels)["mse"] == 1
+    for kind in ("csv", "parquet"):
+        halves = write_table(tmp_path, kind, {"text": ["good", "bad"] * 2, "label": ["0.5", "1.5"] * 2}, "halves")
+        with pytest.raises(UserError, match=r"such as '0\.5'; allowed: .*, or config\.data\.label_names"):
+            load(kind, vocab, train=halves, eval=halves)
+        assert load(kind, vocab, train=halves, eval=halves, label_names=("0.5", "1.5")).task.num_labels == 2
     huge = write_table(tmp_path, "jsonl", {"text": ["good", "bad"], "label": [1.0, 1e39]}, "huge")
     with pytest.raises(UserError, match=r"row 2: the label is 1e\+39; allowed: a finite number"):  # infinite in float32
         load("jsonl", vocab, train=huge, eval=huge, task="regression")

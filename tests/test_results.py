@@ -229,3 +229,15 @@ def test_without_exploration_passes():
     for title, *cells in rows:
         found = [row for row in measured if (row["variant"], row["ablate"]) == names[title]]
         assert cells == [shown(found, level) for level in ("50", "90", "97", "99")], title
+
+
+def test_the_table_of_memory_is_what_compiled_steps_take():
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    measured = [row for row in rows_of("scaling.jsonl") if row.get("beyond_adam")]
+    assert len(measured) == 6
+    for row in measured:
+        method = {"spt": "SPT"}.get(row["method"], row["method"])
+        sizes = [f"{row[key] / 1e6:.1f} M" for key in ("parameters", "gated")]
+        state, temporary = (f"{row[key] / 1e9:.2f} GB" for key in ("state_bytes", "temporary_bytes"))
+        cells = [row["size"], method, *sizes, state, f"{row['beyond_adam']:.2f} bytes", temporary]
+        assert f"| {' | '.join(cells)} |" in page

@@ -1,4 +1,4 @@
-"""Text of the user's own, through the package datasets: csv, jsonl and parquet files, folders of text, the hub.
+"""Text of the user's own: jsonl files and, through the package datasets, csv and parquet, folders of text, the hub.
 
 Cells are taken as they are written: "NA", "null" and "007" in a csv file are texts. An empty cell of text is an empty
 text. A label that is missing or no label of the task is a malformed row: an error, or left out and counted.
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prune_jax.data import delimited, sources
+from prune_jax.data import delimited, json_lines, sources
 from prune_jax.data.glue import OwnTask
 from prune_jax.errors import UserError, first_line
 from prune_jax.files import look_for_hub, visible
@@ -171,6 +171,10 @@ def _load(what: str, *args, **kwargs):
 def _file(task: OwnTask, options, path: str):
     if options.source == "text":
         return _folder(Path(path))
+    if options.source == "jsonl":
+        rows = json_lines.read(path)
+        names = dict.fromkeys(name for row in rows for name in row)
+        return {name: [row.get(name) for row in rows] for name in names}
     extra: dict[str, Any] = {}
     if options.source == "csv":
         # Else pandas reads "NA" as nothing and "007" as a number; utf-8-sig is UTF-8 that may begin with a mark.
@@ -179,8 +183,7 @@ def _file(task: OwnTask, options, path: str):
         extra = {"keep_default_na": False, "encoding": "utf-8-sig"}
         extra["sep"], names = delimited.layout(path, (*task.columns, options.label))
         extra["converters"] = dict.fromkeys(range(len(names)), str)
-    builder = {"jsonl": "json"}.get(options.source, options.source)
-    return _load(path, builder, data_files={"rows": [path]}, split="rows", **extra)
+    return _load(path, options.source, data_files={"rows": [path]}, split="rows", **extra)
 
 
 def _folder(folder: Path) -> dict[str, list]:
@@ -267,6 +270,12 @@ def in_order(names: Sequence[str]) -> tuple[str, ...]:
         return tuple(sorted(set(names)))
 
 
+def _are_measures(names: Sequence[str]) -> bool:
+    """Whether all names are numbers and one is no whole one: 0.5 is a measure in every kind of file."""
+    numbers = [_number(name) for name in names]
+    return None not in numbers and any(number != int(number) for number in numbers)
+
+
 def named(task: OwnTask, labels: dict[str, list]) -> tuple[OwnTask, list[str]]:
     """(the task with its classes, notes): those that it has, or else those that are found.
 
@@ -281,15 +290,22 @@ def named(task: OwnTask, labels: dict[str, list]) -> tuple[OwnTask, list[str]]:
     classes, count = in_order([name for names in found.values() for name in names]), sum(map(len, found.values()))
     if len(classes) < 2:
         raise UserError(f"{task.name} has the class {', '.join(classes) or 'of no row'} alone; allowed: two or more")
-    fractions = any(isinstance(cell, float) and not cell.is_integer() for cells in labels.values() for cell in cells)
-    if fractions or (len(classes) > _MOST_CLASSES and 2 * len(classes) > count):
+    if _are_measures(classes) or (len(classes) > _MOST_CLASSES and 2 * len(classes) > count):
         raise UserError(
             f"the labels of {task.name} are {len(classes):,} different values in {count:,} rows, such as "
-            f"{classes[0]!r}; allowed: names of classes, or config.data.task=regression with numbers"
+            f"{classes[0]!r}; allowed: names of classes, config.data.task=regression with numbers, or "
+            "config.data.label_names where these are names"
         )
     unseen = [name for name in classes if name not in set(found.get(sources.TRAIN, classes))]
-    note = f"{', '.join(unseen)}: in the evaluation data alone; nothing teaches the class, and its rows count as wrong"
-    return task._replace(labels=classes), [note] if unseen else []
+    notes = []
+    if unseen:
+        notes.append(
+            f"{', '.join(unseen)}: in the evaluation data alone; nothing teaches the class, and its rows count as wrong"
+        )
+    folded = [name.casefold() for name in classes]
+    if alike := [name for name, other in zip(classes, folded, strict=True) if folded.count(other) > 1]:
+        notes.append(f"{', '.join(alike)}: classes of their own, though they differ in upper and lower case alone")
+    return task._replace(labels=classes), notes
 
 
 def checked(task: OwnTask, cells: list, where: str, bad_rows: str) -> tuple[np.ndarray, list[int]]:

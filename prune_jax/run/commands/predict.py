@@ -87,7 +87,7 @@ def _read(path: Path, network, columns: list[str] | None) -> tuple[list[dict], l
     """(the rows of a file, the columns that are read)."""
     if not path.exists():
         raise UserError(f"--in is {str(path)!r}; there is no such file")
-    from prune_jax.data import delimited
+    from prune_jax.data import delimited, json_lines
 
     columns = columns or _columns(network)
     if path.is_dir() or path.suffix.lower() in _IMAGES:
@@ -100,22 +100,19 @@ def _read(path: Path, network, columns: list[str] | None) -> tuple[list[dict], l
             separator, names = delimited.layout(path, columns)
             with open(path, encoding="utf-8-sig", newline="") as file, delimited.cells_of_any_length():
                 rows = list(csv.DictReader(file, delimited.distinct(names), delimiter=separator))[1:]
-        else:
+        elif path.suffix == ".jsonl":
+            rows = json_lines.read(path)
+        elif path.suffix == ".txt":
             lines = path.read_text(encoding="utf-8-sig").split("\n")
             lines = lines[:-1] if lines[-1] == "" else lines
-            if path.suffix == ".jsonl":
-                rows = [json.loads(line) for line in lines if line.strip()]
-            elif path.suffix == ".txt":
-                rows, columns = [{"text": line.rstrip("\r")} for line in lines], ["text"]
-            else:
-                raise UserError(f"--in is {str(path)!r}; allowed: a .csv, .tsv, .jsonl or .txt file, or images")
-    except (OSError, ValueError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+            rows, columns = [{"text": line.rstrip("\r")} for line in lines], ["text"]
+        else:
+            raise UserError(f"--in is {str(path)!r}; allowed: a .csv, .tsv, .jsonl or .txt file, or images")
+    except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
         raise UserError(f"{path} cannot be read: {error}") from error
     if not rows:
         raise UserError(f"{path} has no rows")
     for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, row {number}: it is {json.dumps(row)[:60]}; allowed: an object of columns")
         if missing := [column for column in columns if column not in row]:
             raise UserError(
                 f"{path}, row {number}: there is no column {missing[0]!r} but {', '.join(map(str, row))}; --columns "
