@@ -1,10 +1,12 @@
-"""Kills runs at random moments and asks whether the same command ends with the same weights and metrics, bit for bit.
+"""Kills commands at random moments and asks whether the same command ends with the same results, bit for bit.
 
-    python -m benchmarks.kills [--methods=magnitude,movement,spt,sws,sweep] [--kills=10] [--seed=0]
+    python -m benchmarks.kills [--kinds magnitude movement ...] [--kills=10] [--seed=0] [--out=LINES.jsonl]
 
-A run is left alone once, for its result and its duration. Then the same command starts in another folder and is killed
+A command is left alone once, for its result and its duration. Then it starts with another folder to write and is killed
 by SIGKILL after a random share of that duration, as often as asked, before it may end. Of a sweep the parent is killed.
-One JSON line per method: how many kills fell where, by the last line of the log, and whether the results are equal.
+A kind is a run by a method, `start` a run that is pruned in one shot before its first step, or one of the
+commands sweep, oneshot and export; the last two read an export and a run that are made first. One JSON line per
+kind: how many kills fell where, by the last line of the log, and whether the results are equal.
 """
 
 import argparse
@@ -25,40 +27,54 @@ import numpy as np
 from benchmarks import harness
 
 ROOT = Path(__file__).resolve().parents[1]
-METHODS = ("magnitude", "movement", "spt", "sws", "sweep")
+KINDS = ("magnitude", "movement", "spt", "sws", "start", "sweep", "oneshot", "export")
 _SMALL = {
     "data.builtin_train_size": 600, "data.builtin_eval_size": 100, "model.d_model": 32, "model.d_ff": 64,
     "model.num_heads": 2, "train.epochs": 4, "train.checkpoint_every": 7, "pruning.start_epoch": 1,
 }  # fmt: skip
 
 
-def command(method: str, folder: Path) -> list[str]:
-    """The command of a run, or of a sweep of two, that writes to `folder`."""
+_TIMED = ("README.md", "oneshot.json")  # of an export or a pruned checkpoint: they hold seconds and paths
+
+
+def command(kind: str, folder: Path, source: Path) -> list[str]:
+    """The command of a kind that writes to `folder`; `source` holds the run and the export that some kinds read."""
     base = [sys.executable, "-u", "-m", "prune_jax"]
-    if method == "sweep":
+    if kind == "export":
+        return [*base, "export", str(source / "run"), str(folder)]
+    if kind == "oneshot":
+        flags = ["--config.data.source=builtin", "--config.data.task=single", "--examples=64"]
+        return [*base, "oneshot", str(source / "export"), str(folder), *flags]
+    if kind == "sweep":
         flags = [part for key, value in _SMALL.items() for part in ("--set", f"{key}={value}")]
         return [*base, "sweep", "--config=configs/quickstart.py", "-p", "magnitude", "--seeds=0,1", *flags,
                 "--out", str(folder), "--progress=logs"]  # fmt: skip
     flags = [f"--config.{key}={value}" for key, value in _SMALL.items()]
-    if method == "sws":  # weights are of 0.02, and in so short a run some are to be left
+    method = "magnitude" if kind == "start" else kind
+    if kind == "start":
+        flags += ["--config.oneshot.method=sparsegpt", "--config.oneshot.sparsity=0.3"]
+    if kind == "sws":  # weights are of 0.02, and in so short a run some are to be left
         flags += ["--config.sws.deviation=1e-3", "--config.sws.mean_range=0.05"]
     return [*base, "train", "--config=configs/quickstart.py", f"--config.pruning.method={method}", *flags,
             f"--workdir={folder}"]  # fmt: skip
 
 
-def started(method: str, folder: Path, log: Path) -> subprocess.Popen:
-    """The process of a run, its output in `log`."""
+def started(kind: str, folder: Path, source: Path, log: Path) -> subprocess.Popen:
+    """The process of a command, its output in `log`."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     with open(log, "ab") as file:
-        return subprocess.Popen(command(method, folder), cwd=ROOT, stdout=file, stderr=file, env=environment)
+        return subprocess.Popen(command(kind, folder, source), cwd=ROOT, stdout=file, stderr=file, env=environment)
 
 
 def result(folder: Path) -> dict[str, str]:
-    """What a run or a sweep has left, by file, without what a clock decides."""
+    """What a command has left, by file, without what a clock decides."""
     from prune_jax import report
     from prune_jax.run import checkpoint
 
     found = {}
+    for path in folder.iterdir() if (folder / "model.safetensors").exists() else ():
+        if path.name not in _TIMED:
+            found[path.name] = path.read_bytes().hex()
     for path in sorted(folder.rglob("metrics.csv")):
         run, name = path.parent, str(path.parent.relative_to(folder))
         rows = [{k: v for k, v in row.items() if k != "seconds"} for row in report.read_metrics(run)]
@@ -80,15 +96,15 @@ def moment(log: Path) -> str:
     return re.split(r"\s{2,}|\d", lines[-1])[0].strip() if lines else "start"
 
 
-def measure(method: str, kills: int, rng: random.Random, folder: Path) -> dict:
-    """Runs a method with and without kills in `folder`; what became of it."""
+def measure(kind: str, kills: int, rng: random.Random, folder: Path, source: Path) -> dict:
+    """Runs a command with and without kills in `folder`; what became of it."""
     begin = time.monotonic()
-    code = started(method, folder / "whole", folder / "whole.log").wait()
+    code = started(kind, folder / "whole", source, folder / "whole.log").wait()
     duration, wanted = time.monotonic() - begin, result(folder / "whole")
     moments: collections.Counter[str] = collections.Counter()
     log, done = folder / "parts.log", 0
     while done < kills:
-        process = started(method, folder / "parts", log)
+        process = started(kind, folder / "parts", source, log)
         try:
             process.wait(rng.uniform(0.05, 0.9) * duration)
         except subprocess.TimeoutExpired:
@@ -102,24 +118,34 @@ def measure(method: str, kills: int, rng: random.Random, folder: Path) -> dict:
         # It ended before it was killed, so what the first run compiled has made it fast: once more from the start.
         (folder / "parts").rename(folder / f"parts{time.monotonic_ns()}")
         duration *= 0.7
-    last = started(method, folder / "parts", log).wait()
-    equal = {name: text == result(folder / "parts").get(name) for name, text in wanted.items()}
-    return {"method": method, "kills": done, "seconds": round(duration, 1), "codes": [code, last],
-            "compared": len(equal), "differing": [name for name, same in equal.items() if not same],
-            "moments": dict(moments)}  # fmt: skip
+    last = started(kind, folder / "parts", source, log).wait()
+    found = result(folder / "parts")
+    differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    return {"kind": kind, "kills": done, "seconds": round(duration, 1), "codes": [code, last],
+            "compared": len(wanted), "differing": differing, "moments": dict(moments)}  # fmt: skip
 
 
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="where the lines go; without it, the standard output")
     args = parser.parse_args()
     rng = random.Random(args.seed)
-    for method in args.methods.split(","):
-        with tempfile.TemporaryDirectory() as folder:
-            harness.report(benchmark="kills", **measure(method, args.kills, rng, Path(folder)))
+    with tempfile.TemporaryDirectory() as made:
+        source = Path(made)
+        if {"oneshot", "export"} & set(args.kinds):
+            for kind, name in (("magnitude", "run"), ("export", "export")):
+                assert started(kind, source / name, source, source / "log").wait() == 0, (source / "log").read_text()
+        for kind in args.kinds:
+            with tempfile.TemporaryDirectory() as folder:
+                line = measure(kind, args.kills, rng, Path(folder), source) | {"seed": args.seed}
+            if args.out:
+                harness.add(args.out, benchmark="kills", **line)
+            else:
+                harness.report(benchmark="kills", **line)
 
 
 if __name__ == "__main__":

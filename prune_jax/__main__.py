@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prune_jax import __version__
-from prune_jax.errors import Stopped, UserError
+from prune_jax.errors import LeftAlone, Stopped, UserError
 
 COMMANDS = {  # name: the module whose main(argv) it runs; the first line of the module's docstring says what it does
     "train": "prune_jax.run.launch",
@@ -127,7 +127,8 @@ def _unraisable(unraisable: Any) -> None:
 def leave(act: Callable[[], int]) -> NoReturn:
     """Ends the process with the exit code that `act` returns.
 
-    After an interrupt at once: a thread that a library has left behind may wait for ever. Without a word where nobody
+    At once after an interrupt, for a thread that a library has left behind may wait for ever, and where another process
+    of the job has ended, for jax would wait a minute and end this one with a stack trace. Without a word where nobody
     reads the output to its end, as in `prune-jax train --help | head`.
     """
     try:
@@ -141,7 +142,7 @@ def leave(act: Callable[[], int]) -> NoReturn:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes what is left
         code = UNREAD
-    if code == INTERRUPTED:
+    if code in (INTERRUPTED, LeftAlone.EXIT_CODE):
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)

@@ -39,6 +39,18 @@ class Collapsed(Diverged):
     """
 
 
+class LeftAlone(Stopped):
+    """A run of several processes one of which has ended or does not answer.
+
+    The process ends without waiting for the others.
+    """
+
+    EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+    def __init__(self, message: str):
+        super().__init__(message, self.EXIT_CODE)
+
+
 def first_line(error: Exception) -> str:
     """What a library's exception says, for a message of ours: its first line, or its kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,6 +8,7 @@ process, which every run is that was not started otherwise, each function here d
 import contextlib
 import itertools
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from prune_jax.errors import Stopped, UserError, first_line
+from prune_jax.errors import LeftAlone, Stopped, UserError, first_line
 
 Tree = Any
 
@@ -28,6 +29,8 @@ _WORKERS = "TPU_WORKER_HOSTNAMES"  # of a TPU's slice, separated by commas
 _LEAVE = 60  # seconds that a process waits for the others when it ends
 _PATIENCE = 24 * 3600  # seconds to wait where one process alone has work, as zipping an earlier run
 _TEXT = 2000  # bytes of a message between processes
+# What jax raises where a process does not answer: of collectives on processors and on GPUs, and of its coordinator.
+_UNANSWERED = re.compile("gloo|nccl|coordination|barrier|heartbeat|closed by peer|reset by peer", re.IGNORECASE)
 _meetings = itertools.count()
 
 
@@ -177,12 +180,22 @@ def leaving() -> Iterator[None]:
     """Waits for all processes after the block, if it ends well or by a Stopped, which all raise after the same step.
 
     One that left at once would end the first, which may have files and sinks to close, after _LEAVE seconds.
+
+    Raises:
+      LeftAlone: another process has ended. Where that was the first, jax may end this one before it can say so.
     """
     try:
         yield
     except Stopped:
         meet()
         raise
+    except jax.errors.JaxRuntimeError as error:
+        if not several() or not _UNANSWERED.search(str(error)):
+            raise
+        raise LeftAlone(
+            f"another process of this job has ended or does not answer ({first_line(error)[:120]}); what was saved is "
+            "in order, and the same commands go on from there"
+        ) from error
     meet()
 
 
