@@ -41,7 +41,7 @@ def test_a_run_on_a_full_disk_keeps_its_checkpoints_and_goes_on(small_config, tm
     small_config.report.sinks = ()
     train.train_and_evaluate(small_config, tmp_path / "whole")
     with contextlib.ExitStack() as full, monkeypatch.context() as patch:
-        finish = train._Loop.finish_epoch
+        finish = train.Loop.finish_epoch
 
         def finish_epoch(self):
             if self.progress["epoch"] == 2:  # the third epoch's save is too large for the disk
@@ -49,7 +49,7 @@ def test_a_run_on_a_full_disk_keeps_its_checkpoints_and_goes_on(small_config, tm
                 full.enter_context(files_of_at_most(20_000))
             finish(self)
 
-        patch.setattr(train._Loop, "finish_epoch", finish_epoch)
+        patch.setattr(train.Loop, "finish_epoch", finish_epoch)
         with pytest.raises(Stopped, match=r"parts is full.*the same command resumes") as stopped:
             train.train_and_evaluate(small_config, tmp_path / "parts")
         assert stopped.value.exit_code == 1
@@ -66,13 +66,13 @@ LIMITED = """
 import resource, runpy, sys
 from prune_jax.run import train
 at, size = int(sys.argv.pop(1)), int(sys.argv.pop(1))
-begin = train._Loop.train_epoch
+begin = train.Loop.train_epoch
 def train_epoch(self, *args):
     if self.progress["epoch"] == at:
         self.checkpoints.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     return begin(self, *args)
-train._Loop.train_epoch = train_epoch
+train.Loop.train_epoch = train_epoch
 sys.argv[0] = "launch.py"
 runpy.run_path("launch.py", run_name="__main__")
 """

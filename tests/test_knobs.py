@@ -37,14 +37,14 @@ def digits():
 def scripted(monkeypatch, metrics):
     """Evaluations answer these numbers, one per epoch, in place of the network's."""
     ends = iter(metrics)
-    original = train._Loop.finish_epoch
+    original = train.Loop.finish_epoch
 
     def finish(self):
         value = next(ends)
         monkeypatch.setattr(self, "evaluate", lambda *_: {"eval_loss": 1.0, "eval_metric": value})
         original(self)
 
-    monkeypatch.setattr(train._Loop, "finish_epoch", finish)
+    monkeypatch.setattr(train.Loop, "finish_epoch", finish)
 
 
 # Patience -------------------------------------------------------------------------------------------------------------

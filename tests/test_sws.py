@@ -17,6 +17,7 @@ from prune_jax import methods, models, report
 from prune_jax.data import batching
 from prune_jax.errors import Collapsed, Stopped, UserError
 from prune_jax.methods import mixture as mixture_lib
+from prune_jax.pruning import gates as gates_lib
 from prune_jax.run import folder as runs
 from prune_jax.run import inputs, launch, optim, train, workdir
 from prune_jax.run import state as state_lib
@@ -206,7 +207,7 @@ def test_a_transformer_under_the_prior(small_config, tmp_path):
     assert all(
         ((kernel != 0) == gate).all()
         for kernel, gate in zip(
-            jax.tree.leaves(jax.tree.map(lambda g, k: k, gates, train.gates_lib.kernels(params, gates))),
+            jax.tree.leaves(jax.tree.map(lambda g, k: k, gates, gates_lib.kernels(params, gates))),
             jax.tree.leaves(gates),
             strict=True,
         )

@@ -110,7 +110,7 @@ def test_nothing_compiles_after_the_first_epoch(method, small_config, tmp_path, 
 
         return wrapped
 
-    original = train._Loop.finish_epoch
+    original = train.Loop.finish_epoch
 
     def finish(self):
         original(self)
@@ -118,7 +118,7 @@ def test_nothing_compiles_after_the_first_epoch(method, small_config, tmp_path, 
 
     monkeypatch.setattr(state_lib, "make_train_step", counting(state_lib.make_train_step))
     monkeypatch.setattr(state_lib, "make_eval_step", counting(state_lib.make_eval_step))
-    monkeypatch.setattr(train._Loop, "finish_epoch", finish)
+    monkeypatch.setattr(train.Loop, "finish_epoch", finish)
     small_config.pruning.method = method
     small_config.train.lr_schedule = "linear"
     small_config.data.max_len = 32
@@ -212,7 +212,7 @@ def test_a_run_by_groups_stopped_after_its_first_pruning_resumes_to_the_same(
 
 
 def test_regrowing_movement_reopens_gates_at_every_target(small_config, tmp_path, monkeypatch):
-    reopened, original = [], train._Loop.pruned
+    reopened, original = [], train.Loop.pruned
 
     def pruned(self, target, exact):
         state, moved = original(self, target, exact)
@@ -220,7 +220,7 @@ def test_regrowing_movement_reopens_gates_at_every_target(small_config, tmp_path
         reopened.append(sum(int((~np.asarray(a) & np.asarray(b)).sum()) for a, b in pairs))
         return state, moved
 
-    monkeypatch.setattr(train._Loop, "pruned", pruned)
+    monkeypatch.setattr(train.Loop, "pruned", pruned)
     small_config.pruning.method, small_config.movement.regrow, small_config.train.epochs = "movement", True, 5
     train.train_and_evaluate(small_config, tmp_path / "run")
     rows, targets = report.read_metrics(tmp_path / "run"), [0, 0.25, 0.5, 0.75, 0.75]
@@ -310,13 +310,13 @@ def test_learning_rates_and_hyper_enter_as_arrays(small_config, tmp_path):
 
 def test_an_epoch_that_moves_no_gate_is_evaluated_once(small_config, tmp_path, monkeypatch):
     """Also where the rounding of a target keeps the sparsity below it: 33% of 32 gates are 11, 34.4%; of 256, 84."""
-    count, original = [], train._Loop.evaluate
+    count, original = [], train.Loop.evaluate
 
     def evaluate(self, params, gates):
         count.append(self.progress["epoch"])
         return original(self, params, gates)
 
-    monkeypatch.setattr(train._Loop, "evaluate", evaluate)
+    monkeypatch.setattr(train.Loop, "evaluate", evaluate)
     small_config.pruning.method, small_config.pruning.sparsity_steps = "magnitude", (33,)
     train.train_and_evaluate(small_config, tmp_path / "run")
     rows = report.read_metrics(tmp_path / "run")

@@ -51,7 +51,7 @@ class Teacher(NamedTuple):
     """A network that teaches.
 
     Attributes:
-      model: as train.py asks for.
+      model: as models.create gives it.
       variables: {"params", "gates"} of NumPy arrays, gates only of a run.
       note: how its classifier was read, for the log; "" where its classes have names.
     """
