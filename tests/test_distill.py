@@ -59,8 +59,9 @@ def test_soft_losses_equal_float64(temperature):
 
 
 @pytest.mark.slow
-def test_logits_travel_by_example_and_come_from_the_cache_again(teacher):
+def test_logits_travel_by_example_and_come_from_the_cache_again(teacher, tmp_path):
     config, dataset, found = loaded(student(teacher))
+    config.data.cache_dir = str(tmp_path)  # another test may have asked the teacher before
     taught, line = distill.teach(found, config, dataset)
     again, cached = distill.teach(found, config, dataset)
     assert line.endswith("computed") and cached.endswith("from the cache")
