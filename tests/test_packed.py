@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import ROOT, devices
+from flax import serialization
 
 import prune_jax as pj
 from prune_jax.pruning import gates as gates_lib
@@ -35,6 +36,15 @@ def test_packed_gates_are_the_same_again(shape):
     np.testing.assert_array_equal(packed.pack(stored)["kernel"].words, stored["kernel"].words)
     assert gates_lib.count(stored) == gates_lib.count(gates) and gates_lib.sparsity(stored) == gates_lib.sparsity(gates)
     assert gates_lib.layer_sparsity(stored) == gates_lib.layer_sparsity(gates)
+
+
+def test_flax_writes_a_state_to_bytes_and_reads_those_of_earlier_versions():
+    gates = {"kernel": random_gates((9, 3)), "bias": None}
+    stored = packed.pack(gates)
+    target = packed.pack({"kernel": jnp.ones((9, 3), bool), "bias": None})
+    for written in (stored, gates):
+        again = serialization.from_bytes(target, serialization.to_bytes(written))
+        np.testing.assert_array_equal(again["kernel"].words, stored["kernel"].words)
 
 
 def test_eight_gates_share_a_byte_and_bits_beyond_the_end_are_0():

@@ -7,6 +7,8 @@ bytes wherever it would read a boolean per weight, which is an eighth of the mem
 import dataclasses
 import functools
 import math
+import sys
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -45,6 +47,18 @@ class Packed:
 def is_packed(node: Any) -> bool:
     """Whether a node of a tree is the gates of one weight."""
     return isinstance(node, Packed)
+
+
+@functools.cache
+def _register(serialization: ModuleType) -> None:
+    """Lets flax.serialization write a Packed as {"words"}, and read that or the booleans of earlier versions."""
+
+    def restored(target: Packed, found: Any) -> Packed:
+        if not isinstance(found, dict):
+            return _packed(found, target.axis)
+        return dataclasses.replace(target, words=found["words"])
+
+    serialization.register_serialization_state(Packed, lambda gate: {"words": gate.words}, restored)
 
 
 def _is_of_nnx(node: Any) -> bool:
@@ -101,6 +115,8 @@ def pack(gates: Tree, like: Tree = None) -> Tree:
     Args:
       like: a tree whose gates are packed along the same axes; None, the axes are chosen.
     """
+    if flax := sys.modules.get("flax.serialization"):  # flax is no need of this package's own
+        _register(flax)
     if like is None and any(map(_is_of_nnx, jax.tree.leaves(gates, is_leaf=_is_of_nnx))):
         return gates  # flax.nnx takes what a node holds for a state of its own when it splits an optimizer
     leaves, treedef = jax.tree.flatten(gates, is_leaf=is_packed)
