@@ -234,6 +234,31 @@ def test_masks_close_exactly_as_many():
     assert (blocks.all((1, 3)) == blocks.any((1, 3))).all() and blocks.sum() == 48
 
 
+@pytest.mark.parametrize(
+    "method", [pj.wanda(), pj.obs(per="output"), pj.sparsegpt(), pj.magnitude()], ids=lambda m: m.name
+)
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_a_kernel_closes_exactly_as_many_where_its_parts_do_not_divide(method, scope):
+    """Half of nine, in each group and each output, was four: 44 % of a depthwise kernel."""
+    rng = np.random.default_rng(0)
+    params = {
+        "deep": rng.normal(size=(3, 3, 1, 6)).astype(np.float32),
+        "top": rng.normal(size=(6, 7)).astype(np.float32),
+    }
+
+    def net(p, x):
+        x = jax.lax.conv_general_dilated(
+            x, p["deep"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=6
+        )
+        return jnp.tanh(x).mean((1, 2)) @ p["top"]
+
+    new, gates = pj.oneshot(net, params, [rng.normal(size=(8, 5, 5, 6)).astype(np.float32)], method, scope=scope)
+    closed = {name: int((~np.asarray(gate)).sum()) for name, gate in gates.items()}
+    assert sum(closed.values()) == 48 and (scope == "global" or closed == {"deep": 27, "top": 21})
+    per_group = (~np.asarray(gates["deep"])).sum((0, 1, 2))
+    assert np.ptp(per_group) <= 1 and all((np.asarray(new[name]) == 0).sum() == closed[name] for name in closed)
+
+
 def test_rules_set_what_stays_and_how_far_others_close():
     w, x = layer(3, 16, 8)
     params = {"a": w, "b": w.T.copy(), "c": w}
@@ -285,7 +310,9 @@ def endless(p, x):
         (bad(weights=[]), "weights has 0 arrays; allowed: 1, one per batch"),
         (bad(weights=[ones(4)]), r"weights has shape \(4,\) with batch 0; no dense layer's inputs lead with it"),
         (bad(weights=[-ones(3)]), "weights has numbers of batch 0 that are no weights; allowed: from 0 on"),
-        (bad(method=pj.movement()), r"movement learns while a network trains; allowed: pj.sparsegpt\(\)"),
+        (bad(method=pj.movement()), r"method is movement, which learns while .*; allowed: pj.sparsegpt\(\)"),
+        (bad(method="wanda"), r"method is 'wanda'; allowed: pj.sparsegpt\(\)"),
+        (bad(fn=lambda p, x: dense(p, x) @ p["kernel"].T), 'leave it dense with rules={"kernel": pj.KEEP}'),
         (bad(method=pj.obs(), structure="block:2x2"), "allowed with obs: unstructured, n:m"),
         (bad(method=pj.obs(most_inputs=4)), "kernel has 6 inputs; allowed with obs: 4"),
         (bad(method=pj.sparsegpt(bits=4), correct=True), "leaves the grid"),

@@ -38,12 +38,12 @@ def lowest(scores: jax.Array, k: jax.Array | int) -> jax.Array:
     """Booleans: the k lowest scores of each row, the first of equal ones. Works inside jit; no sorting.
 
     Args:
-      scores: (rows, n) floating; k: () integer, the same for each row.
+      scores: (rows, n) floating; k: () or (rows,) integer.
     Example:
       >>> lowest(jnp.array([[3.0, 1.0, 2.0, 1.0]]), 2)
       Array([[False,  True, False,  True]], dtype=bool)
     """
-    ranks, k = rank(scores), jnp.asarray(k, jnp.int32)
+    ranks, k = rank(scores), jnp.broadcast_to(jnp.asarray(k, jnp.int32), len(scores))
 
     def fix(i: jax.Array, level: jax.Array) -> jax.Array:
         mark = level | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
@@ -52,10 +52,10 @@ def lowest(scores: jax.Array, k: jax.Array | int) -> jax.Array:
 
     level = jax.lax.fori_loop(0, 32, fix, jnp.zeros(len(scores), jnp.uint32))[:, None]  # the k-th lowest rank
     below, ties = ranks < level, ranks == level
-    places = k - jnp.sum(below, axis=1, keepdims=True, dtype=jnp.int32)
+    places = k[:, None] - jnp.sum(below, axis=1, keepdims=True, dtype=jnp.int32)
     crowded = jnp.any(jnp.sum(ties, axis=1, keepdims=True, dtype=jnp.int32) > places)
     first = lambda: jnp.cumsum(ties, axis=1, dtype=jnp.int32) <= places  # noqa: E731
-    return below | (ties & jax.lax.cond(crowded, first, lambda: jnp.ones_like(ties)) & (k > 0))
+    return below | (ties & jax.lax.cond(crowded, first, lambda: jnp.ones_like(ties)) & (k > 0)[:, None])
 
 
 def lowest_of_runs(scores: jax.Array, layout: Layout) -> jax.Array:
@@ -84,15 +84,41 @@ def closed(scores: jax.Array, layout: Layout, per_output: bool = False) -> jax.A
     if layout.kind == "block":
         return lowest_blocks(scores, layout, count(layout, *scores.shape))
     if per_output:
-        return lowest(scores.T, count(layout, scores.shape[0], 1)).T
+        return lowest(scores.T, spread(count(layout, *scores.shape), scores.shape[1])).T
     return lowest(scores.reshape(1, -1), count(layout, *scores.shape)).reshape(scores.shape)
 
 
 def count(layout: Layout, inputs: int, outputs: int) -> int | jax.Array:
-    """How many weights, or blocks, of so many inputs close."""
+    """How many weights, or blocks, of so many inputs close, as the layout's sparsity rounds."""
     r, c = layout.sizes if layout.kind == "block" else (1, 1)
     number = layout.sparsity * (inputs // r) * (outputs // c)
     return jnp.round(number).astype(jnp.int32) if isinstance(number, jax.Array) else round(number)
+
+
+def spread(total: jax.Array | int, parts: int) -> jax.Array:
+    """(parts,) int32 that sum to `total` and differ by one at most; () integer `total`.
+
+    Rounding each part would not: half of nine weights, in each of many outputs, would be four ninths of all.
+    """
+    each, left = jnp.divmod(jnp.asarray(total, jnp.int32), parts)
+    return each + (jnp.arange(parts) < left)
+
+
+def of_parts(layout: Layout, share: float | None, parts: int, inputs: int, outputs: int) -> np.ndarray | None:
+    """(parts,) float32: the fraction that closes of each of a kernel's matrices; None where the layout's own will do.
+
+    Args:
+      share: of the whole kernel; None, the layout's.
+      parts, inputs, outputs: the shape of the kernel, as of a convolution in groups.
+    """
+    if layout.kind == "n:m" or (share is None and parts == 1):
+        return None
+    r, c = layout.sizes
+    units = (inputs // r) * (outputs // c)
+    number = round(float(layout.sparsity if share is None else share) * units * parts)
+    if share is None and number == parts * count(layout, inputs, outputs):
+        return None
+    return (np.asarray(spread(number, parts)) / max(units, 1)).astype(np.float32)
 
 
 def shares(costs: Mapping[Name, np.ndarray], sparsity: float, most: float) -> dict[Name, float]:

@@ -49,9 +49,9 @@ def create(options: Options) -> OneShot:
         inverse = jnp.dot(factors.upper.T, factors.upper, precision=jax.lax.Precision.HIGHEST)
         most = inputs - (inputs // layout.sizes[1]) * layout.sizes[0] if layout.kind == "n:m" else inputs
         if layout.kind == "n:m" or options.per == "output":
-            each = most if layout.kind == "n:m" else masks.count(layout, inputs, 1)
-            order, _ = _removals(rows, inverse, layout, most if isinstance(each, jax.Array) else each)
-            counts = jnp.full(outputs, each)
+            total = most * outputs if layout.kind == "n:m" else masks.count(layout, inputs, outputs)
+            order, _ = _removals(rows, inverse, layout, most if isinstance(total, jax.Array) else -(-total // outputs))
+            counts = masks.spread(total, outputs)
         else:
             order, costs = _removals(rows, inverse, layout, most)
             closed = masks.lowest(costs.reshape(1, -1), masks.count(layout, inputs, outputs))

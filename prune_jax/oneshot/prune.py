@@ -81,7 +81,9 @@ def oneshot(
       params: a pytree of arrays: its kernels may be stacked for a scan, joined, cast, scaled, or sharded.
       batches: each the inputs of one call, a tuple, or an array or a dict where there is one.
       method: pj.sparsegpt(), pj.wanda(), pj.obs() or pj.magnitude().
-      sparsity: the closed fraction of each kernel; of each group's units, where units close. n:m has its own.
+      sparsity: the closed fraction of each kernel, rounded to whole weights; the groups of a convolution, and outputs
+        where a method closes equally many of each, then differ by one at most. Of each group's units, where units
+        close. n:m has its own.
       structure: unstructured, n:m over consecutive inputs (features, in a convolution), block:RxC, or groups of the
         network (heads, columns, channels, names, joined by +; auto), or Groups themselves. Units close by second-order
         cost with the survivors corrected, whatever the method.
@@ -166,10 +168,8 @@ def _as_oneshot(method: Any) -> OneShot:
         return method
     if isinstance(method, Method) and method.name == "magnitude":
         return wanda.magnitude()
-    name = getattr(method, "name", repr(method))
-    raise ValueError(
-        f"{name} learns while a network trains; allowed: pj.sparsegpt(), pj.wanda(), pj.obs(), pj.magnitude()"
-    )
+    why = f"{method.name}, which learns while a network trains" if isinstance(method, Method) else repr(method)
+    raise ValueError(f"method is {why}; allowed: pj.sparsegpt(), pj.wanda(), pj.obs(), pj.magnitude()")
 
 
 def _layouts(params: Tree, method: OneShot, usual: Any, sparsity: float, rules: dict[str, Rule]) -> dict[str, Layout]:
@@ -249,9 +249,10 @@ class _Job:
         for at, site in enumerate(self._walk.sites):
             factors, cross = self._factors(at, site)
             for n, piece in enumerate(site.pieces):
-                weights, layout, share = self._read(piece), self._layouts[piece.name], shares.get((at, n))
-                solve = _solver(self._method.solve, layout if share is None else layout._replace(sparsity=0.0))
-                new, opened, error = solve(weights, factors, cross, None if share is None else jnp.float32(share))
+                weights, layout = self._read(piece), self._layouts[piece.name]
+                parts = masks.of_parts(layout, shares.get((at, n)), *weights.shape)
+                solve = _solver(self._method.solve, layout if parts is None else layout._replace(sparsity=0.0))
+                new, opened, error = solve(weights, factors, cross, parts)
                 opened = np.asarray(opened)
                 self._write(piece, np.asarray(new), opened)
                 number += 1
@@ -382,14 +383,15 @@ class _Job:
 
 @functools.lru_cache(maxsize=64)
 def _solver(solve: Callable, layout: Layout) -> Callable:
-    """A compiled function of batches of weights, factors, E[x y^T] or None, and the closed fraction if it is not the
-    layout's: (new weights, what is open, errors)."""
+    """A compiled function: (new weights, what is open, errors) of batches of matrices.
 
-    def batched(weights: jax.Array, factors: Any, cross: jax.Array | None, share: jax.Array | None) -> tuple:
-        own = layout if share is None else layout._replace(sparsity=share)
+    It takes their weights, factors, E[x y^T] or None, and the closed fractions, or None for the layout's own.
+    """
 
+    def batched(weights: jax.Array, factors: Any, cross: jax.Array | None, shares: jax.Array | None) -> tuple:
         def one(given: tuple) -> tuple[jax.Array, jax.Array, jax.Array]:
-            weights, factors, cross = given
+            weights, factors, cross, share = given
+            own = layout if share is None else layout._replace(sparsity=share)
             weights = _aimed(weights, factors, cross)
             new, opened = solve(weights, factors, own)
             if cross is not None:
@@ -397,7 +399,7 @@ def _solver(solve: Callable, layout: Layout) -> Callable:
             new = jnp.where(opened, new, 0)
             return new, opened, hessian_lib.error(factors, weights, new)
 
-        return jax.lax.map(one, (weights, factors, cross))
+        return jax.lax.map(one, (weights, factors, cross, shares))
 
     return jax.jit(batched)
 

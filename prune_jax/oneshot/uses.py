@@ -5,8 +5,9 @@ contraction. Running that way over the numbers of its entries tells which entry 
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -283,27 +284,29 @@ class _Finder:
 
     def _check(self, by_piece: Mapping[Any, Any], blamed: Mapping[int, str]) -> None:
         """Refuses what would be pruned twice, or not at all without a word."""
-        hint = 'leave it dense with rules={"NAME": pj.KEEP}'
+
+        def refuse(i: int, why: str) -> NoReturn:
+            name = self._name(i)
+            raise ValueError(f'{name} {why}; leave it dense with rules={{"{re.escape(name)}": pj.KEEP}}')
+
         taken = np.zeros(int(self._offsets[-1]) + 1, bool)
         for ids, *_ in by_piece.values():
             own = ids.reshape(-1)
             own = own[own > 0]
             if taken[own].any() or np.unique(own).size != own.size:
-                name = self._name(int(self._owner(own[:1])[0]))
-                raise ValueError(
-                    f"{name} is used in two ways, such as transposed, and has no single set of inputs; {hint}"
+                refuse(
+                    int(self._owner(own[:1])[0]),
+                    "is used in two ways, such as transposed, and has no single set of inputs",
                 )
             taken[own] = True
         for i, why in self._flat.hidden.items():
             if i in self._wanted:
-                raise ValueError(f"{self._name(i)} is used inside a {why}, where its inputs are not to be had; {hint}")
+                refuse(i, f"is used inside a {why}, where its inputs are not to be had")
         for i in sorted(self._wanted & self._by_inputs):
             if not taken[self._offsets[i] + 1 : self._offsets[i + 1] + 1].any():
-                raise ValueError(f"{self._name(i)} is fetched or scaled by inputs before it is a kernel; {hint}")
+                refuse(i, "is fetched or scaled by inputs before it is a kernel")
         for i, why in blamed.items():
-            raise ValueError(
-                f"{self._name(i)} is not the kernel itself: {why} changes it first, which cannot be undone; {hint}"
-            )
+            refuse(i, f"is not the kernel itself: {why} changes it first, which cannot be undone")
 
     def _owner(self, ids: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._offsets, np.asarray(ids, np.int64) - 1, side="right") - 1
