@@ -477,6 +477,11 @@ def prune(**given):
         ({"seed": True}, TypeError, "seed is True; allowed: a whole number"),
         ({"seed": 2**70}, ValueError, "seed is 1180591620717411303424; allowed: a whole number of 64 bits"),
         ({"structure": None}, TypeError, "structure is None; allowed: a text, such as '2:4'"),
+        (
+            {"structure": units()},
+            TypeError,
+            r"structure is \(Group\(.{70,80}\.\.\.; allowed: a text, .* groups= for Groups",
+        ),
         ({"structure": 4}, TypeError, "structure is 4; allowed: a text"),
         ({"groups": None}, TypeError, r"groups is None; allowed: what pj\.trace returned, or a sequence of Group"),
         ({"groups": {"a": 1}}, TypeError, "groups is .*allowed: what"),
@@ -517,7 +522,7 @@ def test_wrong_arguments_are_told_at_once(given, error, message):
         (
             {"structure": "unit", "groups": units(), "rules": {"mlp": pj.KEEP}},
             {},
-            "there is nothing to prune: structure 'unit' and the rules leave no kernel",
+            r"there is nothing to prune: structure 'unit', and the rules name .* closes: mlp \(mlp/kernel\)",
         ),
         (
             {"structure": "u", "groups": (pj.Group("g", "u", 4, (pj.Member.split("mpl/kernel", 0, (4,)),)),)},

@@ -15,6 +15,7 @@ import numpy as np
 from prune_jax.graph.graph import Graph
 from prune_jax.oneshot.hessian import Factors
 from prune_jax.oneshot.uses import Piece, Site
+from prune_jax.pruning import structure as structure_lib
 from prune_jax.pruning.structure import Group
 
 
@@ -55,7 +56,7 @@ def readings(
         able = ", ".join(reading.group.name for reading in found.values())
         raise ValueError(f"units of {name!r} cannot be closed in one shot: {why}; allowed: {able or 'none of these'}")
     if not found:
-        raise ValueError("there is nothing to prune: the structure and the rules leave no group to close")
+        raise ValueError(f"there is nothing to prune: {structure_lib.held(groups, kept)}")
     return found
 
 

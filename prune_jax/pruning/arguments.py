@@ -21,20 +21,28 @@ from prune_jax.pruning.structure import Group, Structure
 Tree = Any
 
 
+def _brief(given: Any) -> str:
+    """What an argument is, for a message: its repr on one line, of at most 80 characters."""
+    text = " ".join(repr(given).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def check(
     optimizer: Any, method: Any, schedule: Any, structure: str, scope: str, rules: Mapping[str, Rule] | None
 ) -> None:
     """Raises TypeError or ValueError for arguments of prune that are wrong for any network."""
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(f"optimizer is {optimizer!r}; allowed: an optax optimizer, such as optax.adamw(1e-4)")
+        raise TypeError(f"optimizer is {_brief(optimizer)}; allowed: an optax optimizer, such as optax.adamw(1e-4)")
     if not isinstance(method, Method):
-        raise TypeError(f"method is {method!r}; allowed: a Method, such as pj.magnitude()")
+        raise TypeError(f"method is {_brief(method)}; allowed: a Method, such as pj.magnitude()")
     if not isinstance(schedule, Schedule | None):
-        raise TypeError(f"schedule is {schedule!r}; allowed: a Schedule, such as pj.constant(0.9), or None")
+        raise TypeError(f"schedule is {_brief(schedule)}; allowed: a Schedule, such as pj.constant(0.9), or None")
     if scope not in plan_lib.SCOPES:
         raise ValueError(f"scope is {scope!r}; allowed: {', '.join(plan_lib.SCOPES)}")
     if not isinstance(structure, str):
-        raise TypeError(f"structure is {structure!r}; allowed: a text, such as '2:4'")
+        raise TypeError(
+            f"structure is {_brief(structure)}; allowed: a text, such as '2:4' or 'auto', and groups= for Groups"
+        )
     structure_lib.parse(structure)
     if method.scheduled and schedule is None:
         raise ValueError(
@@ -43,13 +51,13 @@ def check(
     if schedule is not None and not method.scheduled:
         raise ValueError(f"schedule is given, and {method.name} closes nothing while it trains; allowed: None")
     if not isinstance(rules, Mapping | None):
-        raise TypeError(f'rules is {rules!r}; allowed: a dict of pattern and Rule, such as {{"head": pj.KEEP}}')
+        raise TypeError(f'rules is {_brief(rules)}; allowed: a dict of pattern and Rule, such as {{"head": pj.KEEP}}')
     for pattern, rule in (rules or {}).items():
         if not isinstance(pattern, str | re.Pattern):
             raise TypeError(f"a rule's pattern is {pattern!r}; allowed: a text, a regular expression for names")
         if not isinstance(rule, Rule):
             raise TypeError(
-                f"the rule {pattern!r} is {rule!r}; allowed: a Rule, such as pj.Rule(sparsity=0.5), or pj.KEEP"
+                f"the rule {pattern!r} is {_brief(rule)}; allowed: a Rule, such as pj.Rule(sparsity=0.5), or pj.KEEP"
             )
         if rule.structure is not None and structure_lib.parse(rule.structure).kind == "groups":
             raise ValueError(f"a rule's structure is {rule.structure!r}; allowed: unstructured, block:RxC, n:m")
@@ -93,7 +101,7 @@ def units(groups: Any) -> tuple[Group, ...]:
         trained = lambda group: tuple(m for m in group.members if m.name not in groups.untrained)  # noqa: E731
         return tuple(group._replace(members=trained(group)) for group in groups.groups.values())
     if not isinstance(groups, Sequence) or not all(isinstance(group, Group) for group in groups):
-        raise TypeError(f"groups is {groups!r}; allowed: what pj.trace returned, or a sequence of Group")
+        raise TypeError(f"groups is {_brief(groups)}; allowed: what pj.trace returned, or a sequence of Group")
     return tuple(groups)
 
 
@@ -107,7 +115,7 @@ def key(seed: int | jax.Array) -> tuple[jax.Array, Any]:
         except OverflowError as error:
             raise ValueError(f"seed is {seed}; allowed: a whole number of 64 bits") from error
     else:
-        raise TypeError(f"seed is {seed!r}; allowed: a whole number, or a key of jax.random.key")
+        raise TypeError(f"seed is {_brief(seed)}; allowed: a whole number, or a key of jax.random.key")
     return typed, jax.random.key_impl(typed)
 
 

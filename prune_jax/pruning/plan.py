@@ -266,7 +266,10 @@ def make(
         names = tuple(name for name in shapes if own.get(name) == rule)
         parts.append(_part_of_rule(rule, names, usual, shapes, final))
     if not any(part.names for part in parts):
-        raise ValueError(f"there is nothing to prune: structure {structure!r} and the rules leave no kernel to close")
+        left = "the rules leave no kernel to close"
+        if usual.kind == "groups":
+            left = structure_lib.held(structure_lib.chosen(usual, tuple(groups)), own.keys())
+        raise ValueError(f"there is nothing to prune: structure {structure!r}, and {left}")
     for part in parts:
         for name in part.names:
             if problem := structure_lib.divides(part.structure, shapes[name], part.inputs):

@@ -16,6 +16,7 @@ leaves one: 90 percent closes 3 of the 4 heads of every layer. Few heads want th
 """
 
 import re
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -138,6 +139,13 @@ def chosen(structure: Structure, groups: tuple[Group, ...]) -> tuple[Group, ...]
                 )
             picked |= hits
     return tuple(group for group in groups if group.name in picked)
+
+
+def held(groups: Sequence[Group], ruled: Collection[str]) -> str:
+    """What of its groups keeps a structure from closing any, for a message: the weights of theirs that rules name."""
+    by = {group.name: next((m.name for m in group.members if m.name in ruled), None) for group in groups}
+    told = [f"{group} ({weight})" for group, weight in by.items() if weight is not None]
+    return f"the rules name a weight of each group that it closes: {', '.join(told[:6])}"
 
 
 def names(structure: Structure, group: Group) -> bool:
