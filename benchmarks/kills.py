@@ -112,12 +112,12 @@ def measure(kind: str, kills: int, rng: random.Random, folder: Path, source: Pat
             process.wait()
             done += 1
             moments[moment(log)] += 1
-            continue
-        if process.returncode != code or result(folder / "parts") != wanted:
-            break
-        # It ended before it was killed, so what the first run compiled has made it fast: once more from the start.
-        (folder / "parts").rename(folder / f"parts{time.monotonic_ns()}")
-        duration *= 0.7
+        else:
+            if process.returncode != code or result(folder / "parts") != wanted:
+                break
+            duration *= 0.7  # it ended before it was killed: what the first run compiled has made it fast
+        if (folder / "parts").exists() and result(folder / "parts") == wanted:  # nothing is left to do: once more
+            (folder / "parts").rename(folder / f"parts{time.monotonic_ns()}")
     last = started(kind, folder / "parts", source, log).wait()
     found = result(folder / "parts")
     differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
