@@ -512,6 +512,50 @@ def test_slices_of_any_optimizer_follow_or_are_refused():
         pj.shrink_like(graph, {"a": [1, 2]}, params)
 
 
+def test_states_of_every_method_are_cut_to_what_the_small_network_starts_with_or_refused():
+    import optax
+
+    from prune_jax.methods import REGISTRY, cofi
+
+    params, x = weights(a=(4, 6), b=(6, 3)), normal(2, 4)
+
+    def fn(p, x):
+        return jax.nn.relu(x @ p["a"]) @ p["b"]
+
+    graph = pj.trace(fn, params, x)
+    dropped = graph.dropped(params, pj.close_groups(graph, params, {"a": [1, 4]}))
+    small = pj.shrink_like(graph, dropped, params)
+    smaller = pj.trace(fn, small, x)
+    made = {
+        "sws": pj.soft_weight_sharing,
+        "cofi": lambda: cofi.create(whole="a"),
+        "spt": lambda: pj.spt(credit="group"),
+    }
+    for name in REGISTRY.keys() - {"baseline"}:  # which closes nothing
+        method = made.get(name, getattr(pj, name, None))()
+        structure = "unstructured" if name in ("set", "rigl") else "auto"
+        schedule, given = pj.constant(0.5) if method.scheduled else None, {"structure": structure, "scope": "global"}
+        state, wanted = (
+            jax.eval_shape(pj.prune(optax.adam(1e-3), method, schedule, groups=of, **given).init, tree)
+            for of, tree in ((graph, params), (smaller, small))
+        )
+        state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
+        if name == "obert":  # the inverse of blocks of weights that no longer are
+            with pytest.raises(ValueError, match=r"method/inverse/a is of shape .* init of the optimizer makes of the"):
+                pj.shrink_like(graph, dropped, state)
+            continue
+        once = pj.shrink_like(graph, dropped, state)
+        for cut_state in (once, pj.shrink_like(graph, dropped, once)):  # what is cut already stays
+            assert jax.tree.map(np.shape, cut_state) == jax.tree.map(np.shape, wanted), name
+    units = np.array([5, 0, 1, 2, 3, 4], np.int32)
+    along = {"along": {"b": {"0": {"scales": {"a": units, "a.whole": np.zeros(6, np.int32)}}}}}
+    of_inputs = pj.shrink_like(graph, dropped, along)["along"]["b"]["0"]["scales"]
+    np.testing.assert_array_equal(of_inputs["a.whole"], [0, 0, 0, 0])
+    masks = pj.shrink_like(graph, dropped, {"groups": {"a": np.arange(6.0), "a.whole": np.zeros(1)}})["groups"]
+    np.testing.assert_array_equal(masks["a"], [0, 2, 3, 5])
+    assert masks["a.whole"].shape == (1,)
+
+
 def test_units_are_numbers_or_booleans_and_gates_are_a_tree_or_a_state():
     import optax
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from prune_jax.graph.graph import Graph
@@ -75,7 +76,8 @@ def shrink_like(graph: Graph, cut: Mapping[str, np.ndarray], tree: Tree) -> Tree
     """A tree of arrays with what is cut of the params left out, such as an optimizer's state.
 
     An array is that of a weight if it stands where the weight does in a tree like the params, or if its path ends as
-    the weight's does, as in a state of optax.masked or optax.multi_transform. It may have further axes in front.
+    the weight's does, as in a state of optax.masked or optax.multi_transform. It may have further axes in front. An
+    array of one entry per unit, in what a method keeps (CoFi's masks, SPT's scores of units), is without its cut units.
 
     Args:
       cut: group -> booleans, of graph.dropped(params, gates).
@@ -103,6 +105,7 @@ def shrink_like(graph: Graph, cut: Mapping[str, np.ndarray], tree: Tree) -> Tree
         for name, leaf in full.items()
     }
     smaller = {name: shape for name, shape in lengths.items() if shape != full[name].shape}
+    along = [(name, axis, n) for name in smaller for axis, n in enumerate(full[name].shape) if lengths[name][axis] != n]
     total = sum(math.prod(leaf.shape) for leaf in full.values())
 
     def like_params(node: Any) -> bool:
@@ -131,7 +134,10 @@ def shrink_like(graph: Graph, cut: Mapping[str, np.ndarray], tree: Tree) -> Tree
                 return evaluation.take(leaf, axes[name], len(front))
             if (*front, *smaller[name]) == shape:
                 return leaf
-        elif not (smaller and shape == (total,)):
+        by_units = of_units(where, leaf)
+        if by_units is not None:
+            return by_units
+        if name not in smaller and not (smaller and shape == (total,)):
             return leaf
         weight = f"the weight {name} of shape {full[name].shape}" if name in smaller else "the weights"
         raise ValueError(
@@ -139,9 +145,34 @@ def shrink_like(graph: Graph, cut: Mapping[str, np.ndarray], tree: Tree) -> Tree
             "place what init of the optimizer makes of the small params"
         )
 
+    def of_units(where: str, leaf: Any) -> Any:
+        """What is left of an array of a group's units, or of the unit at each index of an axis; None for any other."""
+        shape, mask = np.shape(leaf), where.rsplit("/", 1)[-1]
+        for name, axis, n in along:
+            if f"/{name}/{axis}/" in f"/{where}" and shape == (n,) and jnp.issubdtype(leaf.dtype, jnp.integer):
+                units = np.asarray(evaluation.take(leaf, (axes[name][axis],)))
+                if mask in cut and cut[mask].any():  # ".whole" of a group has one unit, which stays
+                    units = np.where(units < 0, -1, (np.cumsum(~cut[mask]) - 1)[units]).astype(units.dtype)
+                return jax.device_put(units) if isinstance(leaf, jax.Array) else units
+        drop = np.asarray(cut.get(_group_of(where, graph.groups) or "", False))
+        if not drop.any() or shape not in ((drop.size,), (drop.size - drop.sum(),)):
+            return None
+        return leaf[~drop] if shape == drop.shape else leaf
+
     return jax.tree_util.tree_map_with_path(
         small, tree, is_leaf=lambda node: packed.is_packed(node) or like_params(node)
     )
+
+
+def _group_of(path: str, groups: Collection[str]) -> str | None:
+    """The group whose units an array at this path is of, the longest: CoFi's at groups/NAME, SPT's in its own tree."""
+    own = "/method/" in f"/{path}"
+    found = [
+        name
+        for name in groups
+        if f"/{path}".endswith(f"/groups/{name}") or (own and f"/{path}".endswith("/" + name.replace(".", "/")))
+    ]
+    return max(found, key=len, default=None)
 
 
 def _ending(name: str, weights: Collection[str]) -> str | None:
