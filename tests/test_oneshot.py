@@ -318,7 +318,16 @@ def endless(p, x):
         (bad(method=pj.sparsegpt(bits=4), correct=True), "leaves the grid"),
         (bad(structure="wheels"), "no groups of kind 'wheels'"),
         (bad(fn=lambda p, x: x, params={"bias": np.ones((2, 2), np.float32)}), "no linear layer"),
-        (bad(rules={"kernel": pj.KEEP}), "that the rules do not keep"),
+        (bad(rules={"kernel": pj.KEEP}), r"that the rules do not keep \('kernel'\)"),
+        (
+            bad(
+                fn=lambda p, x: jax.nn.relu(x @ p["kernel"]) @ p["w"],
+                params={"kernel": ones(6, 4), "w": ones(4, 2)},
+                structure="kernel",
+                rules={"kern": pj.KEEP},
+            ),
+            r"closes: 'kern' of kernel \(kernel\)",
+        ),
         (bad(structure="a", rules={"kernel": pj.Rule(sparsity=0.9)}), "allowed where units of groups close: pj.KEEP"),
         (
             bad(params={"kernel": ones(6, 4), "bias": ones(4, 4)}, rules={"bias": pj.Rule(sparsity=0.9)}),

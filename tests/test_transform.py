@@ -514,7 +514,7 @@ def test_wrong_arguments_are_told_at_once(given, error, message):
         ({"rules": {"qurey": pj.KEEP}}, {}, "the rule 'qurey' matches no weight; the weights are attention/bias, "),
         ({"rules": {"count": pj.Rule()}}, {"count": None}, "the rule 'count' matches no weight"),
         ({"rules": {"[": pj.KEEP}}, {}, r"the rule '\[' is no regular expression"),
-        ({"rules": {"kernel": pj.KEEP}}, {}, "there is no kernel to prune that no rule keeps"),
+        ({"rules": {"kernel": pj.KEEP}}, {}, r"there is no kernel to prune that no rule keeps \('kernel'\)"),
         ({"rules": {"mlp/bias": pj.Rule(structure="2:4")}}, {}, "mlp/bias: 2:4 needs a kernel of two axes"),
         ({"rules": {"mlp": pj.Rule(structure="2:4", sparsity=0.9)}}, {}, "0.9; allowed with 2:4: up to 0.5"),
         ({"rules": {"mlp": pj.Rule(structure="2:4", axis=2)}}, {}, "axis is 2; mlp/kernel has 2 axes"),
@@ -522,7 +522,7 @@ def test_wrong_arguments_are_told_at_once(given, error, message):
         (
             {"structure": "unit", "groups": units(), "rules": {"mlp": pj.KEEP}},
             {},
-            r"there is nothing to prune: structure 'unit', and the rules name .* closes: mlp \(mlp/kernel\)",
+            r"there is nothing to prune: structure 'unit', and the rules name .* closes: 'mlp' of mlp \(mlp/kernel\)",
         ),
         (
             {"structure": "u", "groups": (pj.Group("g", "u", 4, (pj.Member.split("mpl/kernel", 0, (4,)),)),)},

@@ -137,8 +137,10 @@ def oneshot(
     places = None if weights is None else list(weights)
     walk = Walk(fn, params, batches, lambda name: name in layouts, places)
     if not walk.sites:
+        keeping = [pattern for pattern, rule in dict(rules or {}).items() if rule.keep]
+        besides = f" that the rules do not keep ({', '.join(map(repr, keeping))})" if keeping else ""
         raise ValueError(
-            "there is nothing to prune: the network has no linear layer and no convolution that the rules do not keep; "
+            f"there is nothing to prune: the network has no linear layer and no convolution{besides}; "
             f"its weights are {', '.join(list(trees.by_name(params))[:8]) or 'none'}"
         )
     _check_named(params, dict(rules or {}), walk)
@@ -151,7 +153,8 @@ def oneshot(
         guided = walk.again()
         guided.guide(jax.random.key(0))
         return job.close_weights(_Job(guided, params, method, layouts, _mute).shares(free, sparsity))
-    kept = {name for name, rule in plan_lib.assigned(params, dict(rules or {})).items() if rule.keep}
+    patterns = plan_lib.ruled(params, dict(rules or {}))
+    kept = {name: pattern for name, pattern in patterns.items() if rules and rules[pattern].keep}
     graph = graph_lib.trace(fn, params, *walk.example)
     groups = structure_lib.chosen(usual, tuple(graph.groups.values())) if isinstance(structure, str) else structure
     found = structured.readings(graph, groups, usual.text != "auto", walk.sites, kept, job.starts)

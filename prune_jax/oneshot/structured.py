@@ -5,7 +5,7 @@ after the other, the unit closes whose loss can be made up for best, and what is
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,13 +28,13 @@ class Reading(NamedTuple):
 
 
 def readings(
-    graph: Graph, groups: Sequence[Group], strict: bool, sites: list[Site], kept: set[str], starts: np.ndarray
+    graph: Graph, groups: Sequence[Group], strict: bool, sites: list[Site], kept: Mapping[str, str], starts: np.ndarray
 ) -> dict[int, Reading]:
     """Number of a site -> the group that closes there.
 
     Args:
       groups: those that are to close; strict: whether one that cannot is an error, and not left out.
-      kept: weights that stay dense: a group with one is left out.
+      kept: weights that stay dense -> the rule that says so: a group with one is left out.
       starts: where each weight starts among the entries of all.
     Raises:
       ValueError: one is read at several places, by itself or beside another, or none is left.
@@ -42,7 +42,7 @@ def readings(
     found: dict[int, Reading] = {}
     reasons = {}
     for group in groups:
-        if kept & {member.name for member in group.members}:
+        if any(member.name in kept for member in group.members):
             continue
         reading = _reading(graph, group, sites, starts)
         if isinstance(reading, str):

@@ -136,7 +136,8 @@ def gates_for(params: Tree, rules: Mapping[str, Rule], groups: Sequence[Group]) 
 
     gates = gates_lib.open_gates(params, prunable)
     if not jax.tree.leaves(gates):
-        kept = " that no rule keeps" if rules else ""
+        keeping = dict.fromkeys(pattern for pattern in plan_lib.ruled(params, rules).values() if rules[pattern].keep)
+        kept = f" that no rule keeps ({', '.join(map(repr, keeping))})" if keeping else ""
         raise ValueError(
             f"there is no kernel to prune{kept}: the leaves of params are {', '.join(names[:8]) or 'none'}"
         )

@@ -200,7 +200,12 @@ class Units(NamedTuple):
 
 
 def assigned(params: Tree, rules: Mapping[str, Rule]) -> dict[str, Rule]:
-    """name -> the rule that a leaf follows: the first whose pattern is found in its name; others are not in it.
+    """name -> the rule that a leaf follows, by the pattern that `ruled` finds."""
+    return {name: rules[pattern] for name, pattern in ruled(params, rules).items()}
+
+
+def ruled(params: Tree, rules: Mapping[str, Rule]) -> dict[str, str]:
+    """name -> the pattern of the rule that a leaf follows: the first that is found in its name; others are not in it.
 
     A pattern that is found in the name of a kernel means kernels alone, so that "head" does not reach head/bias. One
     that is found in none means the floating leaves that it does match: "bias", "token_embedding".
@@ -213,12 +218,12 @@ def assigned(params: Tree, rules: Mapping[str, Rule]) -> dict[str, Rule]:
         for name, leaf in trees.by_name(params).items()
         if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
     }
-    own: dict[str, Rule] = {}
+    own: dict[str, str] = {}
     for pattern, rule in rules.items():
         hits = list(gates_lib.matching({pattern: rule}, list(leaves)))
         kernels = [name for name in hits if gates_lib.is_kernel(name, leaves[name])]
         for name in kernels or hits:
-            own.setdefault(name, rule)
+            own.setdefault(name, pattern)
     return own
 
 
@@ -232,6 +237,7 @@ def make(
     body: Callable[[str], bool] = lambda name: True,
     costs: Costs | None = None,
     layers: Layers = Layers(),  # noqa: B008 - it is immutable
+    patterns: Mapping[str, str] | None = None,
 ) -> Plan:
     """The plan for the network of these gates.
 
@@ -246,6 +252,7 @@ def make(
       body: (name) -> whether a kernel belongs to what "encoder", blocks and n:m cover.
       costs: what the target counts where groups are ranked together; None, weights.
       layers: what the layers are called.
+      patterns: name -> the pattern of its rule, as `ruled` finds it, for messages; None, its own name.
     Raises:
       ValueError: a structure or scope that is not known, that the network has not, or that does not divide a kernel; a
         group that does not fit its kernels; nothing that may close.
@@ -266,9 +273,10 @@ def make(
         names = tuple(name for name in shapes if own.get(name) == rule)
         parts.append(_part_of_rule(rule, names, usual, shapes, final))
     if not any(part.names for part in parts):
-        left = "the rules leave no kernel to close"
+        by = {name: (patterns or {}).get(name, name) for name in own}
+        left = f"the rules leave no kernel to close: {', '.join(map(repr, dict.fromkeys(by.values())))}"
         if usual.kind == "groups":
-            left = structure_lib.held(structure_lib.chosen(usual, tuple(groups)), own.keys())
+            left = structure_lib.held(structure_lib.chosen(usual, tuple(groups)), by)
         raise ValueError(f"there is nothing to prune: structure {structure!r}, and {left}")
     for part in parts:
         for name in part.names:

@@ -16,7 +16,7 @@ leaves one: 90 percent closes 3 of the 4 heads of every layer. Few heads want th
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -141,11 +141,15 @@ def chosen(structure: Structure, groups: tuple[Group, ...]) -> tuple[Group, ...]
     return tuple(group for group in groups if group.name in picked)
 
 
-def held(groups: Sequence[Group], ruled: Collection[str]) -> str:
-    """What of its groups keeps a structure from closing any, for a message: the weights of theirs that rules name."""
-    by = {group.name: next((m.name for m in group.members if m.name in ruled), None) for group in groups}
-    told = [f"{group} ({weight})" for group, weight in by.items() if weight is not None]
-    return f"the rules name a weight of each group that it closes: {', '.join(told[:6])}"
+def held(groups: Sequence[Group], ruled: Mapping[str, str]) -> str:
+    """What of its groups keeps a structure from closing any, for a message; ruled: weight -> the rule that names it."""
+    by: dict[str, list[str]] = {}
+    for group in groups:
+        weight = next((m.name for m in group.members if m.name in ruled), None)
+        if weight is not None:
+            by.setdefault(ruled[weight], []).append(f"{group.name} ({weight})")
+    told = [f"{rule!r} of {', '.join(own[:6])}{', ...' if len(own) > 6 else ''}" for rule, own in by.items()]
+    return f"the rules name a weight of each group that it closes: {'; '.join(told[:6])}"
 
 
 def names(structure: Structure, group: Group) -> bool:

@@ -134,8 +134,10 @@ class _Pruning:
 
     def plan(self, gates: Tree, params: Tree) -> Plan:
         """What closes together in the network of these params."""
-        own = plan_lib.assigned(params, self.rules)
-        return plan_lib.make(gates, self.structure, self.scope, self.groups, own, self.timing.final, costs=self.costs)
+        patterns = plan_lib.ruled(params, self.rules)
+        own = {name: self.rules[pattern] for name, pattern in patterns.items()}
+        final, costs = self.timing.final, self.costs
+        return plan_lib.make(gates, self.structure, self.scope, self.groups, own, final, costs=costs, patterns=patterns)
 
     def _say_reach(self, share: float) -> None:
         """Warns where the chosen groups hold but a part of what can be pruned: the target is of them alone."""
