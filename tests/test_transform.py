@@ -557,6 +557,22 @@ def test_what_does_not_fit_the_network_is_told_at_init(given, params, message):
         prune(**given).init(made or wide_params())
 
 
+def test_a_target_that_may_empty_a_group_is_told():
+    params = {"a": jnp.ones((4, 6)), "b": jnp.ones((6, 5)), "c": jnp.ones((5, 2))}
+    pairs = (("a", 6, ("a", 1), ("b", 0)), ("b", 5, ("b", 1), ("c", 0)))
+    groups = [
+        pj.Group(name, "u", n, tuple(pj.Member.split(weight, axis, (n,)) for weight, axis in places))
+        for name, n, *places in pairs
+    ]
+    # One unit of each leaves 4 + 1 + 2 of 64 weights; without that of b, 4 of them.
+    for end, says in ((0.89, False), (0.92, False), (0.95, True)):
+        tx = pj.prune(optax.sgd(0.1), pj.magnitude(), pj.constant(end), structure="u", groups=groups, scope="global")
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            jax.eval_shape(tx.init, params)
+        assert [(": b may lose the last one" in str(one.message)) for one in told] == [True] * says
+
+
 def test_what_an_update_needs_is_told():
     params = make_params()
     tx = prune(method=pj.spt())

@@ -110,6 +110,23 @@ class Plan(NamedTuple):
             flat |= closing.close(part, self.scope, flat, values, part.goal(target), own)
         return trees.replaced(gates, flat)
 
+    def emptied(self, gates: Tree, target: float) -> list[str]:
+        """The groups whose last unit a target may close: it is beyond what all others save together, in `close`.
+
+        Groups of one unit, such as layers, are not among them: a network can do without those. The local scope leaves
+        each group one unit below a target of 1.
+        """
+        flat = trees.by_name(gates)
+        found: list[str] = []
+        for part in self.parts:
+            if self.scope == "global" and part.groups and 0 < target < 1:
+                cost = part.cost(flat)
+                left = {group.name: 1 / group.size if group.size > 1 else 0.0 for group in part.groups}
+                dense = cost.dense(tuple(left))
+                goal = (1 - target) * dense - 1e-5 * dense
+                found += [name for name, share in left.items() if share and float(cost.of({**left, name: 0.0})) >= goal]
+        return found
+
     def opened(self, gates: Tree) -> dict[str, jax.Array]:
         """Whether each unit is open, by group or kernel; a gate by itself is its own unit."""
         flat = trees.by_name(gates)

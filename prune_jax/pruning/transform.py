@@ -11,7 +11,7 @@ checkpointed as any.
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -149,12 +149,23 @@ class _Pruning:
                 stacklevel=2,
             )
 
+    def _say_emptied(self, emptied: Sequence[str]) -> None:
+        """Warns where the schedule ends beyond what closing all but one unit of each group saves."""
+        if emptied:
+            warnings.warn(
+                f"the schedule ends at {self.timing.final:g}, beyond what structure={self.structure!r} saves while "
+                f"each group keeps a unit: {', '.join(emptied[:6])} may lose the last one, and the network is "
+                "constant where nothing goes past such a group; a lower end keeps a unit of each",
+                stacklevel=2,
+            )
+
     @promotion.usual
     def init(self, params: Tree) -> PruneState:
         """The state before the first step: every gate open."""
         gates = arguments.gates_for(params, self.rules, self.chosen)
         plan = self.plan(gates, params)
         self._say_reach(plan.reach(gates))
+        self._say_emptied(plan.emptied(gates, self.timing.final))
         trainable = self.method.init_trainable(params, gates, plan)
         return PruneState(
             step=jnp.int32(0),
