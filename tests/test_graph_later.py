@@ -273,3 +273,21 @@ def test_a_module_that_would_compute_something_else_is_left_as_it_was(call, says
         pj.shrink_module(model, gates, x)
     assert nnx.graphdef(model) == nnx.graphdef(before) and model.first.out_features == 8
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), nnx.state(model), nnx.state(before)))
+
+
+def test_an_optimizer_goes_on_with_the_smaller_module():
+    import optax
+    from flax import nnx
+
+    model = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(8, 2, rngs=nnx.Rngs(1)))
+    x = normal(3, 4)
+    optimizer = nnx.Optimizer(model, optax.sgd(0.1, momentum=0.9), wrt=nnx.Param)
+    step = nnx.jit(lambda model, optimizer: optimizer.update(model, nnx.grad(lambda m: (m(x) ** 2).sum())(model)))
+    step(model, optimizer)
+    before = np.asarray(optimizer.opt_state[0].trace["layers"][0]["kernel"][...])
+    gates = pj.close_groups(pj.trace_module(model, x), nnx.state(model, nnx.Param), {"layers.0": [0, 3]})
+    pj.shrink_module(model, gates, x, optimizer=optimizer)
+    moments = optimizer.opt_state[0].trace["layers"]
+    np.testing.assert_array_equal(moments[0]["kernel"][...], np.delete(before, [0, 3], 1))
+    step(model, optimizer)
+    assert model.layers[2].kernel.shape == moments[2]["kernel"].shape == (6, 2)

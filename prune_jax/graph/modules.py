@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal, jaxprs_in_params
 
+from prune_jax.graph.cutting import shrink_like
 from prune_jax.graph.graph import Graph, trace
 from prune_jax.pruning import reading, trees
 from prune_jax.pruning.structure import Member
@@ -64,12 +65,14 @@ def trace_module(model: "nnx.Module", *inputs: Any) -> Graph:
     return graph
 
 
-def shrink_module(model: "nnx.Module", gates: Tree, *inputs: Any, multiple_of: int = 1) -> "nnx.Module":
+def shrink_module(
+    model: "nnx.Module", gates: Tree, *inputs: Any, multiple_of: int = 1, optimizer: "nnx.Optimizer | None" = None
+) -> "nnx.Module":
     """Cuts the closed units out of a flax.nnx module, in place, and returns it.
 
     The layers of flax.nnx know their new sizes afterwards: Linear, LinearGeneral, Einsum, Conv, ConvTranspose, Embed,
-    LoRA, the norms, MultiHeadAttention and the recurrent cells, also where nnx.vmap stacked them. Make the optimizer
-    after it.
+    LoRA, the norms, MultiHeadAttention and the recurrent cells, also where nnx.vmap stacked them. An optimizer that was
+    made before goes on if it is given; or make it after.
 
     Args:
       model: the module, whose weights need not be masked; it is left with the weights of closed gates at 0.
@@ -77,9 +80,11 @@ def shrink_module(model: "nnx.Module", gates: Tree, *inputs: Any, multiple_of: i
       inputs: an example of what the module is called with, arrays. The smaller module is compared on it, so let its
         numbers differ.
       multiple_of: as of shrink.
+      optimizer: of the model, whose state is cut with it, in place, as by shrink_like.
     Raises:
       ValueError: the smaller module computes something else on the inputs, such as one that reshapes by a size of its
-        own. The message names the groups. The module is as it was. pj.shrink cuts such a network, too.
+        own; the message names the groups, and pj.shrink cuts such a network, too. Or the optimizer's state is not laid
+        out as the weights are. The module and the optimizer are as they were.
     Example:
       >>> from flax import nnx
       >>> import prune_jax as pj
@@ -89,6 +94,8 @@ def shrink_module(model: "nnx.Module", gates: Tree, *inputs: Any, multiple_of: i
       >>> pj.shrink_module(model, gates, jnp.ones((1, 4))).layers[0].out_features
       6
     """
+    from flax import nnx
+
     graph = trace_module(model, *inputs)
     masked = reading.masked(_function(model)[1], gates)
     dropped = graph.dropped(masked, gates, multiple_of=multiple_of)
@@ -110,7 +117,10 @@ def shrink_module(model: "nnx.Module", gates: Tree, *inputs: Any, multiple_of: i
         raise ValueError(
             f"the module without the closed units of {', '.join(at_fault)} is another: {problem}; {_advice(model)}"
         )
+    state = None if optimizer is None else shrink_like(graph, cut, nnx.state(optimizer.opt_state))
     _cut(model, graph, masked, cut)
+    if optimizer is not None:
+        nnx.update(optimizer.opt_state, state)
     return model
 
 
