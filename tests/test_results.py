@@ -241,3 +241,22 @@ def test_the_table_of_memory_is_what_compiled_steps_take():
         state, temporary = (f"{row[key] / 1e9:.2f} GB" for key in ("state_bytes", "temporary_bytes"))
         cells = [row["size"], method, *sizes, state, f"{row['beyond_adam']:.2f} bytes", temporary]
         assert f"| {' | '.join(cells)} |" in page
+
+
+def test_the_tables_of_a_decoder_in_one_shot_and_of_kills_are_their_measurements():
+    _, dense, *rows = table("oneshot.md", "A decoder: SmolLM2-135M-Instruct")
+    measured = {(row["method"].lower(), row["scope"], row["correct"]): row for row in rows_of("oneshot_decoder.jsonl")}
+    assert len(rows) == len(measured)
+    for method, closed, scope, correct, perplexity, ratio, error, minutes in rows:
+        row = measured[method.lower(), scope, correct == "yes"]
+        before, after = row["metric_before"], row["metric_after"]
+        assert (closed, dense[4]) == (f"{row['sparsity']:.0%}".replace("%", " %"), f"{before:.1f}")
+        assert (perplexity, ratio) == (f"{after:.1f}", f"{after / before:.2f}")
+        assert (error, minutes) == (f"{row['error']:.3f}", f"{row['whole_seconds'] / 60:.0f}")
+    page = (PAGES / "survival.md").read_text(encoding="utf-8")
+    kills = [re.findall(r"[^|]+", line)[1:4] for line in page.splitlines() if re.match(r"\| [^|]+ \| \d+ \|", line)]
+    found = rows_of("kills.jsonl")
+    assert [[int(cell) for cell in row] for row in kills] == [
+        [row["kills"], row["compared"], len(row["differing"])] for row in found
+    ]
+    assert all(sum(row["moments"].values()) == row["kills"] and row["codes"] == [0, 0] for row in found)
