@@ -182,7 +182,7 @@ def leaving() -> Iterator[None]:
     One that left at once would end the first, which may have files and sinks to close, after _LEAVE seconds.
 
     Raises:
-      LeftAlone: another process has ended. Where that was the first, jax may end this one before it can say so.
+      LeftAlone: another process has ended, and jax has told so; it may also wait, and then end this one itself.
     """
     try:
         yield
