@@ -2,9 +2,11 @@
 
 A module computes with its own code at the smaller sizes, so that not all can be cut that the function's jaxpr allows: a
 LayerNorm divides by the width that it sees, attention by the root of its depth. Groups that run through the scale of a
-norm over features, and groups of depth, stay as they are. Of a GroupNorm whole groups are cut.
+norm over features, and groups of depth that attention divides by, stay, and a warning names them. Of a GroupNorm whole
+groups are cut.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -72,7 +74,9 @@ def shrink_module(
 
     The layers of flax.nnx know their new sizes afterwards: Linear, LinearGeneral, Einsum, Conv, ConvTranspose, Embed,
     LoRA, the norms, MultiHeadAttention and the recurrent cells, also where nnx.vmap stacked them. An optimizer that was
-    made before goes on if it is given; or make it after.
+    made before goes on if it is given; or make it after. Closed units that a module needs at their full width, those
+    of a norm over features and the depth of attention, stay at 0, and a warning names their groups: pj.shrink cuts
+    those, too.
 
     Args:
       model: the module, whose weights need not be masked; it is left with the weights of closed gates at 0.
@@ -99,17 +103,19 @@ def shrink_module(
     graph = trace_module(model, *inputs)
     masked = reading.masked(_function(model)[1], gates)
     dropped = graph.dropped(masked, gates, multiple_of=multiple_of)
-    norms = _norms(model)
-    cut = {
-        name: drop
-        for name, drop in dropped.items()
-        if drop.any()
-        and graph.groups[name].kind != "depth"
-        and not any(_splits_norm(norms, member, drop) for member in graph.groups[name].members)
-    }
+    cut = {name: drop for name, drop in dropped.items() if drop.any()}
     drawn, examples = _drawn(graph, masked, cut), jax.tree.map(_varied, inputs)
     whole = jax.jit(graph.fn).trace(drawn, *examples)
     wanted = _Run(_numbers(whole.jaxpr.jaxpr), whole.lower().compile()(drawn, *examples))
+    stay = _split_norms(model, graph, cut)
+    for name, drop in cut.items():
+        if graph.groups[name].kind == "depth" and (
+            problem := _problem(model, graph, drawn, {name: drop}, examples, wanted)
+        ):
+            stay[name] = problem
+    if stay:
+        told = "; ".join(f"{name} ({int(cut.pop(name).sum())} units): {reason}" for name, reason in stay.items())
+        warnings.warn(f"closed units stay in the module at 0, and pj.shrink cuts them: {told}", stacklevel=2)
     if problem := _problem(model, graph, drawn, cut, examples, wanted):
         alone = {name: _problem(model, graph, drawn, {name: drop}, examples, wanted) for name, drop in cut.items()}
         at_fault = [name for name in alone if alone[name]] or list(cut)
@@ -257,6 +263,16 @@ def _norms(model: Any) -> dict[str, int]:
             arrays = [_first(module, name) for name in ("scale", "bias")]
             norms |= {names[id(array)]: shared for array in arrays if array is not None}
     return norms
+
+
+def _split_norms(model: Any, graph: Graph, cut: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Name of a group, a part of whose cut units share a norm's statistics with others -> which norm that is."""
+    norms, split = _norms(model), {}
+    for group, drop in cut.items():
+        for member in graph.groups[group].members:
+            if _splits_norm(norms, member, drop):
+                split[group] = f"the norm of {member.name} divides by the width that it sees"
+    return split
 
 
 def _splits_norm(norms: Mapping[str, int], member: Member, drop: np.ndarray) -> bool:
