@@ -1,5 +1,6 @@
 """pj.oneshot on networks that it has not seen: how they use their kernels is read from the function."""
 
+import math
 import subprocess
 import sys
 
@@ -175,6 +176,23 @@ def test_slopes_are_the_gradient_of_the_outputs_at_every_row():
     ):
         np.testing.assert_allclose(found[name].rows[0], squares.sum(2), rtol=1e-3, atol=1e-6, err_msg=name)
         np.testing.assert_allclose(found[name].outputs, squares.sum(1), rtol=1e-3, atol=1e-6, err_msg=name)
+
+
+def test_kernels_are_compared_on_as_many_batches_as_tell_them_apart():
+    """16 rows per input of the widest kernel, at least a quarter of the batches, which are spread evenly."""
+    params = {"up": normal(1, 2, 6), "down": normal(2, 6, 3)}
+    batches = [jnp.full((4, 2), i, jnp.float32) for i in range(16)]
+
+    def seen(rows, weights=None):
+        walk = Walk(lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"], params, batches, lambda name: True, weights)
+        other = walk.again(rows)
+        moments, _ = other.moments(0)
+        return other.number, float(moments[0, 0, 0])
+
+    assert seen(math.inf) == (16, pytest.approx(np.mean(np.arange(16.0) ** 2)))
+    assert seen(0.1) == (4, pytest.approx(np.mean(np.arange(0, 16, 4.0) ** 2)))
+    assert seen(5)[0] == 8 and seen(5, [np.array([1, 1, 0, 0])] * 16)[0] == 15
+    assert seen(1000)[0] == 16
 
 
 def test_joined_scaled_cast_stacked_and_shared_kernels():

@@ -89,41 +89,53 @@ def aimed(factors: Factors, cross: jax.Array, dense: jax.Array) -> jax.Array:
     return jnp.dot(factors.upper.T, jnp.dot(factors.upper, right, precision=at), precision=at)
 
 
-def corrected(hessian: jax.Array, dense: jax.Array, opened: jax.Array, turns: int = 100) -> jax.Array:
+def corrected(
+    hessian: jax.Array,
+    dense: jax.Array,
+    opened: jax.Array,
+    start: jax.Array | None = None,
+    turns: int = 100,
+    tolerance: float = 1e-5,
+) -> jax.Array:
     """The least-squares weights of the survivors against the dense layer's outputs, (inputs, outputs) float32.
 
     Each output's survivors solve H_SS v = (H w)_S. All are solved at once by conjugate gradients (Hestenes and Stiefel,
-    1952) that leave closed weights at 0, preconditioned by the diagonal, until no output's residual is above 1e-5 of
-    its start, or the turns are over. An error never grows.
+    1952) that leave closed weights at 0, preconditioned by the diagonal, until no output's residual is above the
+    tolerance, or the turns are over. An error never grows; the share of it that is left to gain is about the square of
+    the tolerance.
 
     Args:
       hessian: (inputs, inputs), dampened.
       dense: (inputs, outputs), the weights before; opened: booleans of their shape, the survivors.
+      start: of their shape, where to begin; None for the survivors of dense.
       turns: the most steps.
+      tolerance: of the residual that the survivors of dense leave.
     """
     at = jax.lax.Precision.HIGHEST
     scale = 1 / jnp.maximum(jnp.diagonal(hessian), 1e-30)[:, None]
     product = lambda v: jnp.where(opened, jnp.dot(hessian, v, precision=at), 0)  # noqa: E731
-    start = jnp.where(opened, dense, 0)
-    residual = product(dense - start)
+    masked = jnp.where(opened, dense, 0)
+    residual = product(dense - masked)
+    enough = tolerance**2 * jnp.sum(scale * jnp.square(residual), axis=0)
+    begun = masked if start is None else jnp.where(opened, start, 0)
+    residual = residual if start is None else product(dense - begun)
     preconditioned = scale * residual
     inner = jnp.sum(residual * preconditioned, axis=0)
-    first = inner
 
     def goes_on(carry: tuple) -> jax.Array:
         turn, *_, inner = carry
-        return (turn < turns) & jnp.any(inner > 1e-10 * first)
+        return (turn < turns) & jnp.any(inner > enough)
 
     def step(carry: tuple) -> tuple:
         turn, weights, residual, direction, inner = carry
         curved = product(direction)
         bend = jnp.sum(direction * curved, axis=0)
-        length = jnp.where((bend > 0) & (inner > 1e-10 * first), inner / jnp.where(bend > 0, bend, 1), 0)
+        length = jnp.where((bend > 0) & (inner > enough), inner / jnp.where(bend > 0, bend, 1), 0)
         weights, residual = weights + length * direction, residual - length * curved
         preconditioned = scale * residual
         new = jnp.sum(residual * preconditioned, axis=0)
         keep = jnp.where(inner > 0, new / jnp.where(inner > 0, inner, 1), 0)
         return turn + 1, weights, residual, preconditioned + keep * direction, new
 
-    _, weights, *_ = jax.lax.while_loop(goes_on, step, (jnp.int32(0), start, residual, preconditioned, inner))
+    _, weights, *_ = jax.lax.while_loop(goes_on, step, (jnp.int32(0), begun, residual, preconditioned, inner))
     return weights

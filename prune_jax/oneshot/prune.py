@@ -28,6 +28,7 @@ from prune_jax.pruning.plan import Rule
 from prune_jax.pruning.structure import Group, Structure
 
 Tree = Any
+_ROWS_PER_INPUT = 16  # from which kernels are compared: more do not change how they share
 
 
 class Done(NamedTuple):
@@ -89,7 +90,7 @@ def oneshot(
         cost with the survivors corrected, whatever the method.
       scope: where single weights close: "local", every kernel closes `sparsity` of its own; "global", those without a
         rule share it, so that the outputs of the network lose little (see `shares`). That takes a second pass over the
-        batches, and a backward pass of each.
+        batches, and a backward pass of each; over a part of them where that gives each kernel 16 rows per input.
       target: what `sparsity` is of, where units close: "units", of each group; "flops", of the operations of a call
         with the first batch, which the groups then share so that the errors of what reads them sum to little. That
         takes a second pass over the batches.
@@ -150,7 +151,7 @@ def oneshot(
             return job.close_weights()
         own = plan_lib.assigned(params, dict(rules or {}))
         free = {name for name in layouts if name not in own or (own[name].sparsity is None and not own[name].structure)}
-        guided = walk.again()
+        guided = walk.again(_ROWS_PER_INPUT)
         guided.guide(jax.random.key(0))
         return job.close_weights(_Job(guided, params, method, layouts, _mute).shares(free, sparsity))
     patterns = plan_lib.ruled(params, dict(rules or {}))
@@ -398,7 +399,7 @@ def _solver(solve: Callable, layout: Layout) -> Callable:
             weights = _aimed(weights, factors, cross)
             new, opened = solve(weights, factors, own)
             if cross is not None:
-                new = hessian_lib.corrected(factors.hessian, weights, opened)
+                new = hessian_lib.corrected(factors.hessian, weights, opened, new, tolerance=1e-3)
             new = jnp.where(opened, new, 0)
             return new, opened, hessian_lib.error(factors, weights, new)
 

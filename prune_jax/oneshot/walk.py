@@ -5,6 +5,7 @@ stack's layers. Values that no input has a part in are made anew where they are 
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -93,13 +94,29 @@ class Walk:
             if [_names(site) for site in sites] != [_names(site) for site in self.sites]:
                 raise ValueError(f"with the shapes of batch {i} the network uses its kernels in another order")
 
-    def again(self) -> "Walk":
-        """Another walk of the same batches from the start, before this one begins; both share what they compile."""
+    def again(self, rows_per_input: float = math.inf) -> "Walk":
+        """Another walk from the start, before this one begins; both share what they compile.
+
+        It goes over as many batches, evenly spread, as give each kernel so many rows per input, and at least over a
+        quarter of them, for the rows of an example are alike; over all where that is not enough.
+        """
         assert not self._cuts
+        share = 0.25
+        for at, site in enumerate(self.sites):
+            rows = sum(self._rows(i, use) for i in range(self.number) for use in self._of[i][1][at].uses)
+            share = max(share, rows_per_input * site.pieces[0].entries.shape[2] / max(rows, 1))
+        number = math.ceil(self.number * min(share, 1))
+        chosen = [i * self.number // number for i in range(number)]
         other = copy.copy(self)
         other._weights, other._cuts, other.slopes = list(self._weights), {}, []
-        other._envs = [dict(env) for env in self._envs]
+        other._envs = [dict(self._envs[i]) for i in chosen]
+        other._of, other._places = [self._of[i] for i in chosen], [self._places[i] for i in chosen]
         return other
+
+    def _rows(self, i: int, use: Use) -> float:
+        """How many rows a use reads of batch i, each by what its place counts."""
+        places, rows = self._places[i], uses_lib.number_of_rows(use)
+        return rows if places is None or uses_lib.weighted(use, places) is None else rows * float(places.mean())
 
     @property
     def number(self) -> int:
@@ -184,9 +201,7 @@ class Walk:
             besides = (own, None if dense is None else dense._read(i, site))
             total, ok = fn(total, held, besides, *(self._given(i, flat, number) for number in ordered))
             finite.append(ok)
-            for use, axes in zip(uses, along, strict=True):
-                share = 1.0 if places is None or axes is None else float(places.mean())
-                rows += share * uses_lib.number_of_rows(use)
+            rows += sum(self._rows(i, use) for use in uses)
         for i, ok in enumerate(jax.device_get(finite)):
             if not ok:
                 raise ValueError(f"the inputs of {self.sites[site].pieces[0].name} are not finite in batch {i}")
