@@ -108,6 +108,30 @@ def test_an_export_knows_where_a_text_ends(tmp_path):
     assert io.special_ids(tmp_path / "run") == {"bos_token_id": None, "eos_token_id": 6, "pad_token_id": None}
 
 
+@pytest.mark.parametrize("template", ["{{ messages }}", {"default": "{{ messages }}", "tools": "{{ tools }}"}])
+@pytest.mark.parametrize("files", [True, False], ids=["files", "settings"])
+def test_how_a_tokenizer_is_used_is_carried_over(template, files, tmp_path):
+    """The chat template, the side of the padding and generation_config.json were left behind."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE({letter: i for i, letter in enumerate("abcdef")}, []))
+    backend.add_special_tokens(["<|end|>", "<|user|>"])
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|end|>", extra_special_tokens=["<|user|>"], padding_side="left"
+    )
+    theirs.chat_template = template
+    theirs.save_pretrained(tmp_path / "in", save_jinja_files=files)
+    (tmp_path / "in" / "generation_config.json").write_text('{"eos_token_id": [6, 3]}')
+    (tmp_path / "in" / "config.json").write_text("{}")
+    for name in ("run", "oneshot"):
+        (tmp_path / name).mkdir()
+    tokenizer.load(str(tmp_path / "in")).save(tmp_path / "run")
+    io.write(tmp_path / "oneshot", tmp_path / "in", {}, np.float32)
+    for name in ("run", "oneshot"):
+        again = transformers.AutoTokenizer.from_pretrained(tmp_path / name)
+        assert (again.chat_template, again.padding_side) == (template, "left")
+        assert again.all_special_tokens == ["<|end|>", "<|user|>"]
+        assert json.loads((tmp_path / name / "generation_config.json").read_text()) == {"eos_token_id": [6, 3]}
+
+
 def test_shards_and_bfloat16(tmp_path):
     made(tmp_path / "in", dtype="bfloat16", max_shard_size="10KB")
     assert len(list((tmp_path / "in").glob("*.safetensors"))) > 1

@@ -182,11 +182,17 @@ def test_units_of_it_close(structure, config, tmp_path):
         cost = summary["cost"]
         assert cost["flops"]["pruned"] < cost["flops"]["dense"]
     if structure == "head+ffn":
+        settings = tmp_path / "run" / "tokenizer" / "tokenizer_config.json"
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"chat_template": "{{ messages }}"}))
+        settings.with_name("generation_config.json").write_text('{"do_sample": true}')
         assert (
             command_line.main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--shrink", "--kind=last"]) == 0
         )
         saved = json.loads((tmp_path / "out" / "config.json").read_text())
         assert saved["intermediate_size"] < 24 and saved["eos_token_id"] is None
+        carried = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["chat_template"]
+        sampling = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+        assert carried == "{{ messages }}" and sampling == {"do_sample": True}
         cfg, small, _ = decoder_io.load(tmp_path / "out")
         network, tokens = runs.load(tmp_path / "run", "last"), np.arange(24).reshape(2, 12)
         model = export_command.model_of(network)[0]

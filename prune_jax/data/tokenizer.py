@@ -16,6 +16,8 @@ from prune_jax.errors import UserError, first_line
 DEFAULT = "bert-base-uncased"
 _PARTS = ("unk_token", "sep_token", "pad_token", "cls_token")  # of a special token's name; an export's mask has no use
 _ENDS = ("bos_token", "eos_token")  # of a decoder, which writes to its end
+_USE = {"padding_side": "right", "truncation_side": "right", "clean_up_tokenization_spaces": False}  # the usual ones
+GENERATION = "generation_config.json"  # how transformers samples from a decoder, and the ids that end its texts
 
 
 class Tokenizer(NamedTuple):
@@ -26,11 +28,15 @@ class Tokenizer(NamedTuple):
       origin: where it came from, in a few words.
       special: the tokens of the usual parts by transformers' names for these, as pad_token; empty, what the backend
         tells of them.
+      settings: what else tokenizer_config.json says of its use, as chat_template.
+      generation: the content of the GENERATION file beside it; empty where there is none.
     """
 
     backend: Any
     origin: str
     special: Mapping[str, str] = MappingProxyType({})
+    settings: Mapping[str, Any] = MappingProxyType({})
+    generation: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def vocabulary(self) -> dict[str, int]:
@@ -81,8 +87,10 @@ class Tokenizer(NamedTuple):
         self.backend.save(str(folder / "tokenizer.json"))
         special = self.special or _special_of(self.backend)
         known = {name: token for name, token in special.items() if self.backend.token_to_id(token) is not None}
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **known}
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **known, **self.settings}
+        files.write_json(folder / "tokenizer_config.json", settings)
+        if self.generation:
+            files.write_json(folder / GENERATION, self.generation)
 
 
 def _special_of(backend) -> dict[str, str]:
@@ -238,7 +246,26 @@ def _from_transformers(name: str) -> Tokenizer:
     if backend is None:
         raise UserError(f"config.data.tokenizer={name!r} has no fast (tokenizers) form")
     special = {part: token for part in (*_PARTS, *_ENDS) if isinstance(token := getattr(loaded, part, None), str)}
-    return Tokenizer(backend, name, special)
+    beside = Path(name) / GENERATION
+    generation = files.read_json(beside) if beside.is_file() else {}
+    return Tokenizer(backend, name, special, _use_of(loaded), generation)
+
+
+def _use_of(loaded) -> dict[str, Any]:
+    """What a tokenizer of transformers says of its use that is not the usual, by the names in tokenizer_config.json.
+
+    A chat template comes from there, too, or from the .jinja files of newer folders; several of them have names.
+    """
+    found = {name: value for name, usual in _USE.items() if (value := getattr(loaded, name, usual)) != usual}
+    if template := getattr(loaded, "chat_template", None):
+        several = isinstance(template, dict)
+        found["chat_template"] = (
+            [{"name": key, "template": text} for key, text in template.items()] if several else template
+        )
+    more = getattr(loaded, "additional_special_tokens", None) or getattr(loaded, "extra_special_tokens", None)
+    if isinstance(more, list) and more:
+        found["additional_special_tokens"] = [str(token) for token in more]  # the name that every version reads
+    return found
 
 
 def of_bytes() -> Tokenizer:

@@ -254,6 +254,8 @@ def write(folder: Path, source: Path, params: Tree, dtype: Any, cfg: DecoderConf
     for path in source.iterdir():
         if path.is_file() and path.suffix in (".json", ".txt", ".model", ".jinja") and path.name != tensor_files.INDEX:
             shutil.copyfile(path, folder / path.name)
+    if (templates := source / "additional_chat_templates").is_dir():  # where a tokenizer has several
+        shutil.copytree(templates, folder / templates.name)
     if cfg is not None:
         raw = files.read_json(source / _CONFIG) | {
             key: value for key, value in describe(cfg, 0).items() if key in _SIZES

@@ -140,6 +140,7 @@ def export(
 
 def _decoder(run: Path, target: Path, network: runs.Network, model, shrink: bool) -> dict:
     from prune_jax import files
+    from prune_jax.data import tokenizer
     from prune_jax.export import checkpoint, decoder, shrunk_decoder
     from prune_jax.pruning.merge import merge
 
@@ -153,6 +154,8 @@ def _decoder(run: Path, target: Path, network: runs.Network, model, shrink: bool
     described = decoder.describe(cfg, longest)
     with files.write_folder(target, replace=True) as folder:
         checkpoint.write_tokenizer(folder, run / "tokenizer", described["max_position_embeddings"], ("input_ids",))
+        if (generation := run / "tokenizer" / tokenizer.GENERATION).is_file():
+            files.write_json(folder / generation.name, files.read_json(generation))
         described |= decoder.special_ids(folder)
         files.write_json(folder / "config.json", described)
         decoder.write_tensors(folder, params)
