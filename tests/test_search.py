@@ -127,9 +127,40 @@ def test_a_search_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
     with pytest.raises(UserError, match="choose another folder"):
         search.main([*arguments, "--floor=0.9"])
+    with pytest.raises(
+        UserError, match=r"--range of sws.tau is 0.01 to 0.02; the trials in .* have it 0.001 to 0.1: g"
+    ):
+        search.main([*arguments, "--range", "sws.tau", "0.01", "0.02"])
     (tmp_path / "out" / "trials" / "0" / "data.json").write_text('{"sha256": "of other digits"}')
     with pytest.raises(UserError, match="another search: its data have changed"):
         search.main([*arguments, "--trials=3"])
+
+
+def test_ranges_may_change_until_a_trial_has_finished(tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    started = []
+
+    def cut(flags, workdir, log):
+        started.append((workdir.name, flags[-1]))
+        raise KeyboardInterrupt
+
+    def start(number, *more):
+        search.main([str(tmp_path), "--config=configs/sws_digits.py", "--range", "sws.tau", number, number, *more])
+
+    monkeypatch.setattr(search, "launch", cut)
+    for number in ("0.1", "0.1", "0.2"):
+        with pytest.raises(KeyboardInterrupt):
+            start(number)
+    tau = "--config.sws.tau"
+    assert started[:2] == [("0", f"{tau}=0.1")] * 2 and started[2][0] != "0" and started[2][1] == f"{tau}=0.2"
+    summary = {"num_params": 1, "final_metric": 0.9, "metric_name": "accuracy"}
+    monkeypatch.setattr(search, "launch", lambda *args: summary)
+    monkeypatch.setattr(search._Search, "compress", lambda *args: 2.0)
+    start("0.2", "--trials=1")
+    with pytest.raises(UserError, match=r"--range of sws.tau is 0.1 to 0.1; the trials in .* have it 0.2 to 0.2: give"):
+        start("0.1")
+    with pytest.raises(UserError, match=r"--range of sws.alpha is 1 to 2; the trials in .* have it not searched"):
+        start("0.2", "--range", "sws.alpha", "1", "2")
 
 
 def test_a_wrong_config_key_is_told_as_launch_tells_it(tmp_path):

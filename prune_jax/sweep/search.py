@@ -134,10 +134,25 @@ class _Search:
             raise UserError(
                 f"{self.out} holds the trials of another search, {self.study.user_attrs}; choose another folder"
             )
+        self.check_ranges()
         self.check_data()
         for name, content in setting.items():
             self.study.set_user_attr(name, content)
         self.study.sampler = optuna.samplers.TPESampler(seed=args.seed + len(self.study.trials))
+
+    def check_ranges(self) -> None:
+        """UserError where the finished trials were chosen from other ranges."""
+        for trial in self.study.get_trials(states=(self.optuna.trial.TrialState.COMPLETE,)):
+            theirs = {key: (found.low, found.high) for key, found in trial.distributions.items()}
+            for key in (*self.space, *theirs):
+                if (now := self.space.get(key)) != (before := theirs.get(key)):
+                    words = [
+                        f"{bounds[0]:g} to {bounds[1]:g}" if bounds else "not searched" for bounds in (now, before)
+                    ]
+                    raise UserError(
+                        f"--range of {key} is {words[0]}; the trials in {self.out} have it {words[1]}: give the same "
+                        "ranges, or choose another folder"
+                    )
 
     def check_data(self) -> None:
         """UserError where the trials so far have read other data than the same flags name now."""
@@ -152,6 +167,7 @@ class _Search:
     def requeue(self) -> None:
         """Queues the trials that an earlier process left unfinished, ahead of new ones and in their own folders.
 
+        One whose values are outside the ranges, which may change until a trial has finished, is given up.
         The trial of a killed process is still marked as running. After Ctrl-C, Optuna marks it as failed.
         """
         state = self.optuna.trial.TrialState
@@ -165,7 +181,9 @@ class _Search:
             else:
                 cut.pop(run, None)
         for run, params in cut.items():
-            self.study.enqueue_trial(params, user_attrs={"run": run})
+            ranges = [self.space.get(key, (math.inf, math.inf)) for key in params]
+            if all(low <= number <= high for (low, high), number in zip(ranges, params.values(), strict=True)):
+                self.study.enqueue_trial(params, user_attrs={"run": run})
 
     def __call__(self, trial) -> float:
         chosen = {key: trial.suggest_float(key, *bounds, log=True) for key, bounds in self.space.items()}
