@@ -230,6 +230,10 @@ def test_hub_mistakes(tmp_path):
     hub_name = write_hub(tmp_path / "b", "rte", {"train": bad, "validation": bad})
     with pytest.raises(UserError, match="rte train, row 2: the label is -1; allowed: 0 to 1"):
         sources.read_hub(TASKS["rte"], hub_name)
+    odd = hub_table("rte", 4) | {"sentence2": ["a", None, "c", "d"]}
+    hub_name = write_hub(tmp_path / "d", "rte", {"train": odd, "validation": odd})
+    with pytest.raises(UserError, match="rte train, row 1: sentence2 is None; allowed: a text"):
+        sources.read_hub(TASKS["rte"], hub_name)
     lacking = {k: v for k, v in hub_table("rte", 4).items() if k != "sentence2"}
     hub_name = write_hub(tmp_path / "c", "rte", {"train": lacking, "validation": lacking})
     with pytest.raises(UserError, match="has no column 'sentence2'"):

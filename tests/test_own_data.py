@@ -225,6 +225,23 @@ def test_a_data_set_of_the_hubs_layout(tmp_path, vocab):
         load("hub", vocab, **data, eval="dev")
 
 
+def test_files_of_text_in_the_hubs_layout_are_taken_as_they_are_written_or_refused(tmp_path, vocab):
+    """pandas made nothing of NA and 7 of 007, the package datasets timestamps of dates."""
+    for split in ("train", "test"):
+        for kind in ("csv", "jsonl"):
+            (tmp_path / kind).mkdir(exist_ok=True)
+        cells = [("NA", "x"), ("007", "y"), ("good", "x"), ("a", "y")]
+        lines = "".join(f"{text},{label},\n" for text, label in cells)
+        (tmp_path / "csv" / f"{split}.csv").write_text(f"text,label,spare\n{lines}")
+        dates = [{"text": f"2024-01-0{i}", "label": "xy"[i % 2]} for i in range(1, 5)]
+        (tmp_path / "jsonl" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, dates)))
+    data = {"task": "classification", "text": ("text",), "label": "label"}
+    found = load("hub", vocab, hub_name=str(tmp_path / "csv"), **data)
+    assert texts(found.train) == ["na", "007", "good", "a"] and found.task.labels == ("x", "y")
+    with pytest.raises(UserError, match=r"jsonl train: the column 'text' is read as timestamp.*data\.source=jsonl"):
+        load("hub", vocab, hub_name=str(tmp_path / "jsonl"), **data)
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [

@@ -170,6 +170,20 @@ def _label(task: Task, text: str, where: str) -> float | int:
     return score
 
 
+def check_as_written(table, column: str, where: str) -> None:
+    """UserError where a column of JSON lines has become points in time, whose spelling in the file is lost.
+
+    The package datasets does that to a column of dates. In parquet they are of a type that somebody chose.
+    """
+    if getattr(table, "builder_name", "") == "json":
+        kind = getattr(table.features[column], "dtype", "")
+        if kind.startswith(("timestamp", "date", "time")):
+            raise UserError(
+                f"{where}: the column {column!r} is read as {kind}, not as it is written; allowed: a column that is "
+                "text to the package datasets, or config.data.source=jsonl with the file as config.data.train"
+            )
+
+
 def read_hub(task: Task, name: str) -> dict[str, Rows]:
     """Reads the training split and the evaluation splits of a data set on the hub, or of a local folder of its layout.
 
@@ -199,6 +213,13 @@ def read_hub(task: Task, name: str) -> dict[str, Rows]:
         missing = [column for column in (*task.hub_columns, "label") if column not in table.column_names]
         if missing:
             raise UserError(f"{name} {task.name} {hub_split} has no column {missing[0]!r}: it has {table.column_names}")
+        texts = {column: table[column][:] for column in task.hub_columns}
+        for column, cells in texts.items():
+            check_as_written(table, column, f"{name} {task.name} {hub_split}")
+            if odd := next(((row, cell) for row, cell in enumerate(cells) if not isinstance(cell, str)), None):
+                raise UserError(
+                    f"{name} {task.name} {hub_split}, row {odd[0]}: {column} is {odd[1]!r}; allowed: a text"
+                )
         labels = table["label"][:]
         allowed = (0, 5) if task.is_regression else (0, task.num_labels - 1)
         for row, label in enumerate(labels):
@@ -207,5 +228,5 @@ def read_hub(task: Task, name: str) -> dict[str, Rows]:
                     f"{name} {task.name} {hub_split}, row {row}: the label is {label}; "
                     f"allowed: {allowed[0]} to {allowed[1]}"
                 )
-        rows[split] = _rows(task, list(zip(*(table[column][:] for column in task.hub_columns), strict=True)), labels)
+        rows[split] = _rows(task, list(zip(*texts.values(), strict=True)), labels)
     return rows
