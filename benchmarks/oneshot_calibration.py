@@ -1,11 +1,13 @@
 """What decides the accuracy of a network pruned in one shot: examples, their padding, dampening, the method.
 
     python -m benchmarks.oneshot_calibration RUN_DIR --out=LINES.jsonl [--examples=128] [--method=sparsegpt]
-        [--sparsity=0.5] [--scope=global] [--correct] [--dampening=0.01] [--padding] [--seeds 0]
+        [--sparsity=0.5] [--scope=global] [--structure=head+ffn --target=flops] [--correct] [--dampening=0.01]
+        [--padding] [--seeds 0]
 
 RUN_DIR is a finished dense run of a BERT; its own training data is pruned on, and its evaluation data evaluated. The
-encoder's single weights close. A line is a network, and those that are in the file already are not measured again. Its
-`held_metric` is of 4,096 training examples that nothing is pruned on: settings are chosen by those.
+encoder's single weights close, or units of its groups. A line is a network, and those that are in the file already are
+not measured again. Its `held_metric` is of 4,096 training examples that nothing is pruned on: settings are chosen by
+those.
 """
 
 import argparse
@@ -53,6 +55,8 @@ def main():
     parser.add_argument("--sparsity", type=float, default=0.5)
     parser.add_argument("--dampening", type=float, default=0.01, help="of sparsegpt")
     parser.add_argument("--scope", choices=("local", "global"), default="local")
+    parser.add_argument("--structure", default="encoder", help="encoder, or groups such as head+ffn")
+    parser.add_argument("--target", choices=("units", "flops"), default="units")
     parser.add_argument("--correct", action="store_true", help="solve against the dense network's outputs")
     parser.add_argument("--padding", action="store_true", help="padding counts as input")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -64,15 +68,16 @@ def main():
     measure = evaluate.evaluator(config, model, dataset)
     dense, on_held = measure(params, gates), f"eval_{dataset.task.metrics[0]}_held"
     plan = state_lib.make_plan(model, units.gate_shapes(model, "encoder"), "encoder", "local")
-    rules = oneshot.kept(params, plan)
+    groups = units.chosen(model, args.structure)
+    rules = {} if groups else oneshot.kept(params, plan)
     with config.unlocked():
         config.sparsegpt.dampening = args.dampening
     method = oneshot.method(config, args.method)
     for seed in args.seeds:
         names = ("examples", "method", "sparsity", "scope", "correct", "dampening", "padding")
         case = {name: getattr(args, name) for name in names}
-        case |= {"seed": seed}
-        if any(case.items() <= line.items() for line in done):
+        case |= {"seed": seed} | ({"structure": args.structure, "target": args.target} if groups else {})
+        if any(case.items() <= line.items() and ("structure" in line) == bool(groups) for line in done):
             continue
         made, masks = batches(model, dataset.train, args.examples, seed)
         told = []
@@ -82,7 +87,9 @@ def main():
             made,
             method,
             sparsity=args.sparsity,
+            structure=groups or "unstructured",
             scope=args.scope,
+            target=args.target,
             rules=rules,
             correct=args.correct,
             weights=None if args.padding else masks,
