@@ -10,7 +10,7 @@ import pytest
 from configs import common
 from prune_jax import __main__ as command_line
 from prune_jax import config as config_lib
-from prune_jax import methods
+from prune_jax import export, methods
 from prune_jax.data import language, tokenizer
 from prune_jax.errors import Stopped, UserError
 from prune_jax.export import decoder as decoder_io
@@ -199,6 +199,27 @@ def test_units_of_it_close(structure, config, tmp_path):
         expected = jax.jit(model.apply)({"params": network.params, "gates": network.gates}, tokens)
         found = jax.jit(Decoder(cfg).apply)({"params": small}, tokens)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * float(np.abs(expected).max()))
+
+
+@pytest.mark.slow
+def test_a_program_says_what_may_come_next_at_any_length_and_at_listed_ones(run, tmp_path, capsys):
+    folder, _ = run
+    network = runs.load(folder, "best")
+    model, _, _ = export_command.model_of(network)
+    call = jax.jit(lambda tokens: model.apply({"params": network.params, "gates": network.gates}, tokens))
+    for flags, name in (((), "model.stablehlo"), (("--length", "8", "24", "--platform", "cpu"), "model_24.stablehlo")):
+        assert command_line.main(["export", str(folder), str(tmp_path), "--format=stablehlo", "--force", *flags]) == 0
+        assert (tmp_path / name).is_file() and (tmp_path / "tokenizer.json").is_file()
+        deployed = export.load(tmp_path)
+        assert deployed.info["output"]["shape"] == ["batch", "length", 256]
+        assert (deployed.info["problem_type"], deployed.info["labels"]) == ("next_token", [])
+        for rows, length in ((1, 5), (3, 24)):
+            tokens = np.random.default_rng(0).integers(0, 20, (rows, length), np.int32)
+            np.testing.assert_allclose(deployed.call(tokens), call(tokens), atol=1e-4)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["model_input_names"] == ["input_ids"]
+    with pytest.raises(ValueError, match="the length is 25; allowed: 1 to 24"):
+        deployed.call(np.zeros((1, 25), np.int32))
+    assert "largest logit difference" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import test_language
 from conftest import ROOT
 from test_export import make_run
 from test_stablehlo import batch_of
@@ -16,7 +17,9 @@ from prune_jax import config as config_lib
 from prune_jax import files, models
 from prune_jax.__main__ import main
 from prune_jax.data.glue import IMAGE_TASKS
-from prune_jax.run import checkpoint
+from prune_jax.run import checkpoint, train
+from prune_jax.run import folder as folders
+from prune_jax.run.commands import export
 
 ROWS, LENGTH = 3, 8
 
@@ -48,7 +51,16 @@ def lenet_run(folder):
     return model, params, gates, (rng.random((ROWS, 8, 8, 1), np.float32),)
 
 
-RUNS = {"bert": bert_run, "lenet": lenet_run}
+def decoder_run(folder):
+    (folder.parent / "all.txt").write_text("the cat saw a dog and the dog ran. " * 60)
+    config = test_language.make(folder.parent)
+    config.data.max_len, config.data.stride, config.train.epochs = LENGTH, LENGTH, 1
+    train.train_and_evaluate(config, folder)
+    network = folders.load(folder, "best")
+    return export.model_of(network)[0], network.params, network.gates, batch_of(ROWS, LENGTH)[:1]
+
+
+RUNS = {"bert": bert_run, "lenet": lenet_run, "decoder": decoder_run}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +107,7 @@ def test_onnx_runtime_computes_a_runs_logits(run, tmp_path):
     pytest.importorskip("jax2onnx")
     runtime = pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")
-    cases = {"bert": "--shrink --length 8", "lenet": "--batch=3"}
+    cases = {"bert": "--shrink --length 8", "lenet": "--batch=3", "decoder": "--shrink"}
     lines = [f"{run(name)[0]} {tmp_path / name} {flags}" for name, flags in cases.items()]
     command = [sys.executable, "-c", _EXPORTS, *lines]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
@@ -107,7 +119,7 @@ def test_onnx_runtime_computes_a_runs_logits(run, tmp_path):
         named = dict(zip([one.name for one in session.get_inputs()], inputs, strict=True))
         np.testing.assert_allclose(session.run(None, named)[0], logits, atol=1e-5 * np.abs(logits).max(), rtol=0)
         info = json.loads((tmp_path / name / "model.json").read_text())
-        assert info["bytes"] == path.stat().st_size and info["max_length"] == (LENGTH if name == "bert" else None)
+        assert info["bytes"] == path.stat().st_size and info["max_length"] == (None if name == "lenet" else LENGTH)
         assert info["largest_logit_difference"] < 1e-5 * info["largest_logit"]
     weights = onnx.load(tmp_path / "bert" / "model_8.onnx").graph.initializer
     assert any(12 in one.dims for one in weights)  # 20 of the 32 columns of layer 0 are cut out

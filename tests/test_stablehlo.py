@@ -11,6 +11,7 @@ from prune_jax.__main__ import main
 from prune_jax.errors import UserError
 from prune_jax.export import load, stablehlo
 from prune_jax.models import Bert, BertConfig, units
+from prune_jax.models.decoder import Decoder, DecoderConfig
 from prune_jax.models.lenet import GEOMETRIES, LeNet
 from prune_jax.pruning import trees
 from prune_jax.run import state
@@ -158,6 +159,7 @@ def closed_half(model, structure):
 
 NETWORKS = {
     "bert": (Bert(BertConfig(20, 3, 16, 2, 32, max_positions=64, closable=True)), "head+ffn+pooler+hidden+layer"),
+    "decoder": (Decoder(DecoderConfig(20, 2, 16, 4, 2, 4, 24)), "head+ffn+hidden"),
     "lenet": (LeNet(GEOMETRIES["lenet5_caffe"], (28, 28, 1), 10), "channels+columns"),
 }
 
@@ -170,16 +172,19 @@ def test_all_that_the_graph_cuts_is_cut(name, tmp_path):
     sizes = {}
     for shrink in (False, True):
         (tmp_path / str(shrink)).mkdir()
-        info = stablehlo.write(tmp_path / str(shrink), model, params, gates, "t", shrink=shrink, platforms=("cpu",))
+        longest, folder = None if name == "lenet" else 64, tmp_path / str(shrink)
+        info = stablehlo.write(folder, model, params, gates, "t", longest, shrink=shrink, platforms=("cpu",))
         sizes[shrink] = info["bytes"]
         for rows in (1, 3):
             inputs = batch_of(rows, 7)
+            if name == "decoder":
+                inputs = inputs[:1]
             if name == "lenet":
                 inputs = (np.random.default_rng(rows).random((rows, 28, 28, 1), np.float32),)
             wanted = np.asarray(state.apply(model, params, gates, dict(zip(model.inputs, inputs, strict=True))))
             found = np.asarray(load(tmp_path / str(shrink)).call(*inputs))
             np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max(), rtol=0)
-    assert sizes[True] < (0.6 if name == "bert" else 0.3) * sizes[False]
+    assert sizes[True] < {"bert": 0.6, "decoder": 0.8, "lenet": 0.3}[name] * sizes[False]
 
 
 def test_what_is_no_export_is_told(run, tmp_path, capsys):

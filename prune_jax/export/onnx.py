@@ -47,6 +47,7 @@ def write(
     params: Tree,
     gates: Tree,
     task: str,
+    longest: int | None,
     labels: Sequence[str] = (),
     shrink: bool = False,
     lengths: Sequence[int] = (),
@@ -55,7 +56,7 @@ def write(
     """Writes the model and model.json into an existing folder.
 
     Args:
-      model, params, gates, task, labels, shrink, rows: as of stablehlo.write.
+      model, params, gates, task, longest, labels, shrink, rows: as of stablehlo.write.
       lengths: one file for each, in tokens; texts need one, and images take none.
     Returns:
       What model.json holds. Its largest_logit_difference is the one between ONNX Runtime and the network in jax on
@@ -66,12 +67,12 @@ def write(
     """
     jax2onnx, onnxruntime = _packages()
     model, params, apply = stablehlo.prepared(model, params, gates, shrink)
-    listed, most = stablehlo.checked(model, lengths)
+    listed, most = stablehlo.checked(longest, lengths)
     if most and not listed:
         raise ValueError("lengths is empty; allowed: one and more, for a text's length cannot stay open")
     own, size = functools.partial(apply, params), 0
     for length in listed or [None]:
-        shapes, inputs = stablehlo.specs(model, length, rows)
+        shapes, inputs = stablehlo.specs(model, longest, length, rows)
         # Traced here: the converter has primitives of its own in the place of jax's, which the shrunk function refuses.
         flat = jax.make_jaxpr(own)(*shapes)
         made = jax2onnx.to_onnx(
@@ -100,7 +101,7 @@ def write(
         "inputs": [one for one in inputs if one["name"] in taken],
         "max_length": most,
         "lengths": listed,
-        **stablehlo.described(task, labels, rows),
+        **stablehlo.described(task, labels, rows, expected),
         "weights": "float32",
         "bytes": size,
         **stablehlo.compared(logits, expected),

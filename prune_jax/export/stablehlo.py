@@ -49,8 +49,8 @@ class Deployed(NamedTuple):
     """An exported network, read back.
 
     Attributes:
-      call: (*inputs) -> (batch, num_labels) float32, the inputs in the order of model.json. ValueError for texts that
-        are too long.
+      call: (*inputs) -> (batch, num_labels) float32, of a decoder (batch, length, vocabulary); the inputs in the order
+        of model.json. ValueError for texts that are too long.
       info: what model.json holds.
     """
 
@@ -84,13 +84,14 @@ def _file_name(length: int | None) -> str:
     return MODEL if length is None else f"model_{length}.stablehlo"
 
 
-def specs(model, length: int | None = None, rows: int = 0) -> tuple[list[jax.ShapeDtypeStruct], list[dict]]:
+def specs(
+    model, longest: int | None, length: int | None = None, rows: int = 0
+) -> tuple[list[jax.ShapeDtypeStruct], list[dict]]:
     """(the shapes of the inputs, for jax.export; their description, for model.json).
 
-    The batch is symbolic unless `rows` is given, and so is the length of texts unless it is given.
+    The batch is symbolic unless `rows` is given, and so is the length of texts, up to the longest, unless it is given.
     """
-    any_length = length is None and "input_ids" in model.inputs
-    scope = jax_export.SymbolicScope([f"length <= {model.cfg.max_positions}"] if any_length else [])
+    scope = jax_export.SymbolicScope([f"length <= {longest}"] if longest and length is None else [])
     shapes, entries = [], []
     for name, example in zip(model.inputs, model.example_inputs(), strict=True):
         first = rows or "batch"
@@ -129,28 +130,27 @@ def prepared(model, params: Tree, gates: Tree, shrink: bool) -> tuple[Any, Tree,
     return model, jax.device_get(small), apply
 
 
-def checked(model, lengths: Sequence[int]) -> tuple[list[int] | None, int | None]:
+def checked(longest: int | None, lengths: Sequence[int]) -> tuple[list[int] | None, int | None]:
     """(the lengths in increasing order, None for any; the greatest that is taken, None for images).
 
     Raises:
       ValueError: the network does not take one of them.
     """
-    most = model.cfg.max_positions if "input_ids" in model.inputs else None
     for length in lengths:
-        if not 0 < length <= (most or 0):
-            raise ValueError(f"a length is {length}; allowed: {f'1 to {most}' if most else 'none, with images'}")
+        if not 0 < length <= (longest or 0):
+            raise ValueError(f"a length is {length}; allowed: {f'1 to {longest}' if longest else 'none, with images'}")
     listed = sorted(set(lengths)) or None
-    return listed, listed[-1] if listed else most
+    return listed, listed[-1] if listed else longest
 
 
-def described(task: str, labels: Sequence[str], rows: int) -> dict:
-    """What model.json says of the outputs."""
-    return {
-        "output": {"name": "logits", "shape": [rows or "batch", len(labels) or 1], "dtype": "float32"},
-        "task": task,
-        "labels": list(labels) or ["score"],
-        "problem_type": "single_label_classification" if labels else "regression",
-    }
+def described(task: str, labels: Sequence[str], rows: int, logits: np.ndarray) -> dict:
+    """What model.json says of the outputs; logits are an example of them."""
+    output = {"name": "logits", "shape": [rows or "batch", len(labels) or 1], "dtype": "float32"}
+    if logits.ndim == 3:  # of a decoder, which says of every token what may come next
+        shape = [rows or "batch", "length", logits.shape[-1]]
+        return {"output": output | {"shape": shape}, "task": task, "labels": [], "problem_type": "next_token"}
+    kind = "single_label_classification" if labels else "regression"
+    return {"output": output, "task": task, "labels": list(labels) or ["score"], "problem_type": kind}
 
 
 def compared(logits: np.ndarray, expected: np.ndarray) -> dict:
@@ -178,7 +178,8 @@ def _caller(functions: list, lengths: list[int] | None, most: int | None) -> Cal
         if not lengths:
             return compiled[0](*inputs)
         at = bisect.bisect_left(lengths, length)
-        return compiled[at](*(np.pad(x, ((0, 0), (0, lengths[at] - length))) for x in inputs))
+        logits = compiled[at](*(np.pad(x, ((0, 0), (0, lengths[at] - length))) for x in inputs))
+        return logits[:, :length] if logits.ndim == 3 else logits
 
     return call
 
@@ -189,6 +190,7 @@ def write(
     params: Tree,
     gates: Tree,
     task: str,
+    longest: int | None,
     labels: Sequence[str] = (),
     int8: bool = False,
     shrink: bool = False,
@@ -201,6 +203,7 @@ def write(
     Args:
       model: a network of prune_jax.models; params, gates: its variables.
       task: its name, for model.json.
+      longest: the greatest length of a text that the network takes, in tokens; None where it takes images.
       labels: the names of the classes in the order of the outputs; empty for a regression.
       int8: whether kernels and embedding tables are stored in 8 bits.
       shrink: whether units that are closed as a whole, of any group of the network, are cut out.
@@ -224,9 +227,9 @@ def write(
     def forward(*inputs):
         return apply(_restored(stored), *inputs)
 
-    (listed, most), size, functions = checked(model, lengths), 0, []
+    (listed, most), size, functions = checked(longest, lengths), 0, []
     for length in listed or [None]:
-        shapes, inputs = specs(model, length, rows)
+        shapes, inputs = specs(model, longest, length, rows)
         exported = jax_export.export(jax.jit(forward), platforms=platforms)(*shapes)
         data = bytes(exported.serialize())
         files.write_bytes(folder / _file_name(length), data)
@@ -244,7 +247,7 @@ def write(
         "inputs": inputs,
         "max_length": most,
         "lengths": listed,
-        **described(task, labels, rows),
+        **described(task, labels, rows, expected),
         "weights": "int8" if int8 else "float32",
         "bytes": size,
         **compared(logits, expected),

@@ -104,14 +104,13 @@ def export(
     network = runs.load(run, kind)
     _check_target(run, target, _FILES[form], force)
     model, task, labels = model_of(network)
-    is_bert = isinstance(model, Bert)
-    if isinstance(model, Decoder):
-        if form != "hf":
-            raise UserError(f"--format is {form!r}; allowed for a decoder: hf")
+    if isinstance(model, Decoder) and form == "hf":
         return _decoder(run, target, network, model, shrink)
-    if form == "hf" and not is_bert:
+    if form == "hf" and not isinstance(model, Bert):
         raise UserError("only a BERT or a decoder can be exported to transformers; this run's network is neither")
-    longest = model.cfg.max_positions if is_bert else 0
+    longest = model.cfg.max_positions if isinstance(model, Bert) else 0
+    if isinstance(model, Decoder):  # which could take any, by itself
+        longest = network.config.model.max_positions
     for length in lengths:
         if not 0 < length <= longest:
             raise UserError(f"--length is {length}; allowed: {f'1 to {longest}' if longest else 'none, with images'}")
@@ -127,14 +126,14 @@ def export(
             command = shlex.join(map(str, words)) if isinstance(words, list) else ""
             length = network.config.data.max_len
             return write_bert(folder, *own, run / "tokenizer", place or target.name, kind, summary, length, command)
-        what = (folder, model, network.params, network.gates, task, labels)
+        what = (folder, model, network.params, network.gates, task, longest or None, labels)
         if form == "onnx":
             written = onnx.write(*what, shrink, lengths, rows)
         else:
             written = stablehlo.write(*what, int8, shrink, lengths, platforms or stablehlo.PLATFORMS, rows)
         if written["max_length"]:
             longest = min(network.config.data.max_len, written["max_length"])
-            checkpoint.write_tokenizer(folder, run / "tokenizer", longest)
+            checkpoint.write_tokenizer(folder, run / "tokenizer", longest, model.inputs)
         return written
 
 
