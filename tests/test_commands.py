@@ -145,5 +145,8 @@ def test_paths_are_what_a_shell_makes_of_them(tmp_path, monkeypatch):
     parser.add_argument("--out", default="comparison", metavar="DIR")
     args = parser.parse_args(["~/run", "$RESULTS/a", "--out=$RESULTS/b"])
     assert args.runs == [str(Path.home() / "run"), f"{tmp_path}/a"] and args.out == f"{tmp_path}/b"
+    for empty, name in ((["", "--out=b"], "RUN_DIR"), (["a", "--out="], "--out")):
+        with pytest.raises(UserError, match=f"{name} is ''; allowed: a path"):
+            parser.parse_args(empty)
     with pytest.raises(UserError, match=r"--out is '\$NOTHING/b'; the environment variable NOTHING is not set"):
         parser.parse_args(["a", "--out=$NOTHING/b"])

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from prune_jax.errors import UserError
+from prune_jax.run import launch as launch_lib
+
 ROOT = Path(__file__).resolve().parents[1]
 SPT = f"--config={ROOT / 'configs' / 'spt_base.py'}"
 TINY = f"--config={ROOT / 'configs' / 'quickstart.py'}"
@@ -90,6 +93,20 @@ def test_benchmark_epochs_mistake(tmp_path):
     done = launch(SPT, cwd=tmp_path, BENCHMARK_EPOCHS="two")
     assert done.returncode == 2
     assert done.stderr == "launch.py: BENCHMARK_EPOCHS is 'two'; allowed: a whole number of epochs, 1 or more\n"
+
+
+def test_the_last_value_of_a_key_counts():
+    given = ["--config.report.sinks=wandb", "--config.train.epochs=2", "--config.report.sinks=tensorboard,mlflow"]
+    config = launch_lib.parse([TINY, *given, "--config.train.epochs=3"]).config
+    assert (config.report.sinks, config.train.epochs) == (("tensorboard,mlflow",), 3)
+
+
+def test_a_config_file_without_a_return(tmp_path):
+    (tmp_path / "mine.py").write_text("def get_config():\n  pass\n")
+    with pytest.raises(UserError, match=r"cannot load the config file '.*mine\.py': get_config\(\) gives None"):
+        launch_lib.parse([f"--config={tmp_path / 'mine.py'}"])
+    with pytest.raises(UserError, match="--workdir is ''; allowed: a folder"):
+        launch_lib.parse([TINY, "--workdir="])
 
 
 @pytest.mark.parametrize(

@@ -257,6 +257,9 @@ def test_files_of_text_in_the_hubs_layout_are_taken_as_they_are_written_or_refus
         ({"label_names": ("no", "yes")}, r"t\.csv, row 9: the label is 'maybe'; allowed: no, yes"),
         ({"task": "sentiment"}, r"config\.data\.task is 'sentiment'; allowed: classification, regression with .*csv"),
         ({"text": ("a", "b", "c")}, r"allowed: one or two columns"),
+        ({"text": ("text", "label")}, r"columns that differ from each other and from config\.data\.label \(label\)"),
+        ({"text": ("text", "text")}, r"config\.data\.text is \('text', 'text'\); allowed: columns that differ"),
+        ({"cache_dir": "pyproject.toml"}, r"config\.data\.cache_dir is 'pyproject\.toml'; allowed: a folder"),
         ({"augment": ("flip",)}, r"config\.data\.augment is flip; allowed with text: nothing"),
         (
             {"task": "mnli", "source": "tsv", "dir": ".", "metric": ("f1",), "train": "", "eval": ""},

@@ -21,6 +21,8 @@ def check(config) -> None:
         value = get(config, key)
         if value is not None and not keys.within(one, value):
             raise fail(key, value, keys.allowed(key))
+    if (place := config.data.cache_dir) and Path(place).exists() and not Path(place).is_dir():
+        raise fail("data.cache_dir", place, "a folder, which is made where it is not there; this is a file")
     _check_geometry(config.model)
     _check_lengths(config)
     _check_source(config.data)
@@ -181,6 +183,9 @@ def _check_own_data(data) -> None:
         raise fail("data.task", data.task, f"classification with config.data.source={data.source}")
     if not 1 <= len(data.text) <= 2:
         raise fail("data.text", data.text, keys.allowed("data.text"))
+    if data.source in (*TABLES, "hub") and len({*data.text, data.label}) <= len(data.text):
+        allowed = f"columns that differ from each other and from config.data.label ({data.label})"
+        raise fail("data.text", data.text, allowed)
     if data.source in ("hub", "cifar10"):
         return
     for key in ("train", "eval"):

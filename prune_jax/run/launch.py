@@ -77,11 +77,20 @@ def _type_of(key: str, config):
     return config.get_type(name)
 
 
+def _config_path(argv: Sequence[str]) -> str | None:
+    """What --config names, the last of several; None without it."""
+    found = [(i, match[1]) for i, arg in enumerate(argv) if (match := re.match(r"--?config(?:=(.*))?$", arg))]
+    if not found:
+        return None
+    i, path = found[-1]
+    return path if path is not None else "".join(argv[i + 1 : i + 2])
+
+
 def _flag_mistake(argv: Sequence[str], error: Exception) -> str:
     """What to tell the user of a failed parse, in terms of the config's keys."""
     config = defaults.get_config()
-    files = [re.match(r"--?config(?:=(.*))?$", arg) for arg in argv]
-    if not any(files):
+    path = _config_path(argv)
+    if path is None:
         return _NO_CONFIG
     for arg in argv:
         if match := re.match(r"--?config\.([\w.]+)", arg):
@@ -96,10 +105,17 @@ def _flag_mistake(argv: Sequence[str], error: Exception) -> str:
     reason = reasons[-1] if reasons else type(error).__name__
     if isinstance(error, flags.Error) and not str(error).startswith("flag --config="):
         return reason
-    at, match = [(at, match) for at, match in enumerate(files) if match][-1]
-    path = match[1] if match[1] is not None else argv[at + 1]
     reason = reason.removeprefix("Configuration is not available because of an earlier failure to load: ")
     return f"cannot load the config file {path!r}: {reason}"
+
+
+def _last_of_each(argv: Sequence[str]) -> list[str]:
+    """The arguments without each --config.KEY=VALUE that a later one replaces.
+
+    absl joins the values of a key that is a tuple, where the last one counts of any other.
+    """
+    keys = [match[1] if (match := re.match(r"--?(config\.[^=]+)=", arg)) else None for arg in argv]
+    return [arg for i, arg in enumerate(argv) if keys[i] is None or keys[i] not in keys[i + 1 :]]
 
 
 def import_neighbours(path: str) -> None:
@@ -123,7 +139,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     """
     values = flags.FlagValues()
     argv = [f"--config={expanded(arg[9:], '--config')}" if arg.startswith("--config=") else arg for arg in argv]
-    argv = ["train", *argv]  # config_flags expects the program's name and skips it
+    argv = ["train", *_last_of_each(argv)]  # config_flags expects the program's name and skips it
     for i, arg in enumerate(argv):
         if match := re.match(r"--?config(?:=(.*))?$", arg):
             import_neighbours(match[1] if match[1] is not None else "".join(argv[i + 1 : i + 2]))
@@ -137,9 +153,14 @@ def parse(argv: Sequence[str]) -> Arguments:
     except Exception as error:  # config_flags lets whatever a config file raises through
         raise UserError(_flag_mistake(argv[1:], error)) from error
     if config is None:
-        raise UserError(_NO_CONFIG)
+        path = _config_path(argv[1:])
+        raise UserError(
+            _NO_CONFIG if path is None else f"cannot load the config file {path!r}: get_config() gives None"
+        )
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags start with --")
+    if workdir.value == "":  # as of an unset variable in a script
+        raise UserError("--workdir is ''; allowed: a folder")
     return Arguments(config, workdir.value and expanded(workdir.value, "--workdir"))
 
 

@@ -101,6 +101,8 @@ def load(path, kind: str) -> Predictor:
         with tempfile.TemporaryDirectory() as scratch:
             folder = artifact.save_tokenizer(text, Path(scratch) / "tokenizer", path)
             return _of_network(network, folder, path)
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} is no network: it has no config.json; allowed: a run, an export, or a .pjx file")
     if runs.is_run(path):
         folder = path / "tokenizer"
         return _of_network(runs.load(path, kind), folder if folder.is_dir() else None, path)

@@ -20,11 +20,17 @@ class Parser(argparse.ArgumentParser):
         if settings.get("metavar") in self._PATHS:
             kind, name = settings.get("type", str), names[-1]
             what = name if name.startswith("-") else settings["metavar"]
-            settings["type"] = lambda text: kind(expanded(text, what))
+            settings["type"] = lambda text: kind(_path(text, what))
         return super().add_argument(*names, **settings)
 
     def error(self, message: str):
         raise UserError(f"{message} (--help tells more)")
+
+
+def _path(text: str, what: str) -> str:
+    if not text:  # as of an unset variable in a script; as a path it would be the current folder
+        raise UserError(f"{what} is ''; allowed: a path")
+    return expanded(text, what)
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
