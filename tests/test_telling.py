@@ -84,15 +84,26 @@ def test_a_run_prints_no_line_of_its_libraries(tmp_path):
     assert "accuracy before the cut 0." in said and ", after it 0." in said
 
 
-@pytest.mark.parametrize(("closed", "scope", "told"), [(99.9, "local", 1), (90, "local", 0), (99.9, "global", 0)])
-def test_a_kernel_that_a_local_target_closes_whole_is_named(closed, scope, told, small_config):
+@pytest.mark.parametrize(
+    ("closed", "structure", "scope", "told"),
+    [
+        (99.9, "unstructured", "local", "classifier/kernel has 32"),
+        (90, "unstructured", "local", ""),
+        (99.9, "unstructured", "global", ""),
+        (99.9, "ffn", "global", "beyond what ffn saves while each group keeps a unit: layer_0.ffn"),
+        (90, "ffn", "global", ""),
+    ],
+)
+def test_what_a_target_closes_whole_is_named(closed, structure, scope, told, small_config):
     """99.9 % of a head of 16 x 2 weights are all 32 of them; of 512, 511."""
     small_config.pruning.method, small_config.pruning.scope = "magnitude", scope
-    small_config.pruning.sparsity_steps = (closed,)
+    small_config.pruning.structure, small_config.pruning.sparsity_steps = structure, (closed,)
+    small_config.model.num_layers = 2  # one of two groups may be emptied at 99.9 %
     config, _ = inputs.resolve(small_config, {})
     model = models.create(config, BUILTIN_TASKS["single"], 40)
-    gates = units.gate_shapes(model, "unstructured")
-    plan = state.make_plan(model, gates, "unstructured", scope)
+    gates = units.gate_shapes(model, structure)
+    plan = state.make_plan(model, gates, structure, scope)
     notes = telling.closed_whole((model, methods.from_config(config), plan), config)
-    assert len(notes) == told
-    assert not told or ("classifier/kernel has 32" in notes[0] and "ffn" not in notes[0])
+    assert len(notes) == bool(told)
+    assert not told or told in notes[0]
+    assert structure != "unstructured" or not told or "ffn" not in notes[0]

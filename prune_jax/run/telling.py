@@ -60,8 +60,17 @@ def coverage(network: tuple, config) -> list[str]:
 
 
 def closed_whole(network: tuple, config) -> list[str]:
-    """A note that names the kernels of which a high target of scope "local" leaves no weight, as 99.9% of 33 does."""
+    """A note that names what a high target leaves nothing of: kernels of scope "local", such as 33 weights at 99.9%, or
+    groups of scope "global".
+    """
     (model, method, plan), final = network, sparsity_schedule(config)(config.train.epochs)
+    structure = config_lib.structure(config)
+    if method.scheduled and (emptied := plan.emptied(units.gate_shapes(model, structure), final)):
+        return [
+            f"{100 * final:g}% is beyond what {structure} saves while each group keeps a unit: "
+            f"{', '.join(emptied[:6])} may lose the last one, and the network is constant where nothing goes past "
+            "such a group"
+        ]
     kinds = {part.structure.kind for part in plan.parts}
     if not method.scheduled or plan.scope != "local" or kinds != {"unstructured"} or final == 1:
         return []
