@@ -217,6 +217,19 @@ def test_the_shares_are_the_best_there_are(network):
         assert error <= min(able)[0] * 1.1 + 1e-9, (counts, min(able))
 
 
+def test_the_group_that_the_outputs_hardly_hang_on_pays(network):
+    """Two equal groups, of which one reaches the outputs a thousandth as much."""
+    params, batches = network
+    params = {"a": params["up"], "b": params["up"][:, ::-1], "c": params["down"], "d": params["down"]}
+
+    def two(p, x):
+        return jax.nn.relu(x @ p["a"]) @ p["c"] + 1e-3 * (jax.nn.relu(x @ p["b"]) @ p["d"])
+
+    _, gates = pj.oneshot(two, params, batches, pj.wanda(), sparsity=0.45, structure="a+b", target="flops")
+    closed = {name: int((~np.asarray(gates[name])[:, 0]).sum()) for name in ("c", "d")}
+    assert closed["c"] == 0 and closed["d"] == 11, closed
+
+
 def test_a_curve_is_the_error_of_closing_one_more(network):
     """Against least squares of what is left, solved by NumPy."""
     params, batches = network

@@ -92,8 +92,8 @@ def oneshot(
         rule share it, so that the outputs of the network lose little (see `shares`). That takes a second pass over the
         batches, and a backward pass of each; over a part of them where that gives each kernel 16 rows per input.
       target: what `sparsity` is of, where units close: "units", of each group; "flops", of the operations of a call
-        with the first batch, which the groups then share so that the errors of what reads them sum to little. That
-        takes a second pass over the batches.
+        with the first batch, which the groups then share so that the outputs of the network lose little. That takes
+        passes as scope="global" does.
       rules: pattern -> Rule, as of pj.prune: what stays dense, and kernels with a sparsity or a structure of their own;
         where units close, KEEP alone. An axis is not read: the function says which one counts the inputs.
       correct: whether kernels are solved for against the outputs that their layers have in the dense network, and not
@@ -162,8 +162,10 @@ def oneshot(
     if target == "units":
         counts = {at: min(round(sparsity * r.group.size), r.group.size - 1) for at, r in found.items()}
     else:
-        rehearsal = _Job(walk.again(), params, method, layouts, _mute)
-        counts = structured.share(graph, params, found, rehearsal.curves(found), sparsity)
+        guided = walk.again(_ROWS_PER_INPUT)
+        guided.guide(jax.random.key(0))
+        curves = _Job(guided, params, method, layouts, _mute).curves(found)
+        counts = structured.share(graph, params, found, curves, sparsity)
     return job.close_groups(found, counts)
 
 
@@ -279,23 +281,31 @@ class _Job:
         for at, site in enumerate(self._walk.sites):
             for n, piece in enumerate(site.pieces):
                 if piece.name in free:
-                    factors, _ = self._factors(at, site, n)
-                    outputs = sum(np.asarray(batch[at][n].outputs) for batch in self._walk.slopes)
-                    costs[at, n] = np.sort(np.asarray(_costs(self._read(piece), factors, outputs)), axis=None)
+                    factors, _ = self._factors(at, site, [n])
+                    shares = _shares(self._slopes(at, n))
+                    costs[at, n] = np.sort(np.asarray(_costs(self._read(piece), factors, shares)), axis=None)
         return masks.shares(costs, sparsity, max(0.95, (1 + sparsity) / 2))
 
     def curves(self, found: dict[int, structured.Reading]) -> dict[int, np.ndarray]:
-        """Number of a site -> (units,) the error of its outputs once 0, 1, ... units of its group are closed.
+        """Number of a site -> (units,) what the network's outputs lose once 0, 1, ... units of its group are closed.
 
-        Nothing is closed: each is that of a group alone.
+        As of `shares`: the squared error of the outputs of what reads the group, of rows and outputs that count by
+        their slopes, so that groups can be compared. Nothing is closed: each is that of a group alone.
         """
         curves = {}
         for at in sorted(found):
-            _, pieces, units = found[at]
-            factors = jax.tree.map(lambda x: x[0], self._factors(at, self._walk.sites[at])[0])
-            dense = jnp.concatenate([self._read(piece)[0] for piece in pieces], axis=1)
-            curves[at] = structured.curve(dense, factors, units, found[at].group.size)
+            group, pieces, units = found[at]
+            own = self._walk.sites[at].pieces
+            numbers = [n for n, piece in enumerate(own) if any(piece is one for one in pieces)]
+            factors = jax.tree.map(lambda x: x[0], self._factors(at, self._walk.sites[at], numbers)[0])
+            shares = _shares(jnp.concatenate([self._slopes(at, n) for n in numbers], axis=1))
+            dense = jnp.concatenate([self._read(own[n])[0] for n in numbers], axis=1)
+            curves[at] = structured.curve(dense * jnp.sqrt(shares), factors, units, group.size)
         return curves
+
+    def _slopes(self, at: int, piece: int) -> jax.Array:
+        """(batch, outputs) float32: the slopes of a piece's outputs, summed over the batches."""
+        return jnp.sum(jnp.stack([batch[at][piece].outputs for batch in self._walk.slopes]), axis=0)
 
     def close_groups(self, found: dict[int, structured.Reading], counts: dict[int, int]) -> tuple[Tree, Tree]:
         """Units of groups, each where it is read: so many as `counts` says of its site."""
@@ -325,12 +335,12 @@ class _Job:
         gates = gates_lib.open_gates(self._params, lambda name, leaf: name in own, own.get)
         return gates_lib.masked(self._result(), gates), gates
 
-    def _factors(self, at: int, site: Site, piece: int | None = None) -> tuple[hessian_lib.Factors, jax.Array | None]:
+    def _factors(self, at: int, site: Site, pieces: Sequence[int] = ()) -> tuple[hessian_lib.Factors, jax.Array | None]:
         """(the factors of a site's Hessians, E[x y^T] with y of the dense network), each with a leading axis.
 
-        With the number of a piece, rows count by their slopes.
+        With the numbers of pieces, rows count by their slopes.
         """
-        moments, cross = self._walk.moments(at, self._dense, piece)
+        moments, cross = self._walk.moments(at, self._dense, pieces)
         factors = _factored(moments, self._method.dampening)
         if not np.isfinite(np.asarray(factors.damp)).all():
             raise ValueError(f"the Hessian of {site.pieces[0].name} is singular at every dampening that was tried")
@@ -414,17 +424,21 @@ def _aimed(weights: jax.Array, factors: hessian_lib.Factors, cross: jax.Array | 
     return weights if cross is None else hessian_lib.aimed(factors, cross, weights)
 
 
+def _shares(outputs: jax.Array) -> jax.Array:
+    """(batch, outputs): the share of each output in the slopes of a kernel's outputs; 0 where there are none."""
+    whole = jnp.sum(outputs, axis=1, keepdims=True)
+    return jnp.where(whole > 0, outputs / jnp.where(whole > 0, whole, 1), 0)
+
+
 @jax.jit
-def _costs(weights: jax.Array, factors: hessian_lib.Factors, outputs: jax.Array) -> jax.Array:
+def _costs(weights: jax.Array, factors: hessian_lib.Factors, shares: jax.Array) -> jax.Array:
     """What each weight costs, of batches (batch, inputs, outputs); nothing where the input is always 0.
 
     Args:
-      outputs: (batch, outputs) the slopes of the outputs.
+      shares: (batch, outputs) of each output, what its error counts.
     """
     inverse = jnp.sum(jnp.square(factors.upper), axis=1)  # the diagonal of U'U
-    whole = jnp.sum(outputs, axis=1, keepdims=True)
-    share = jnp.where(whole > 0, outputs / jnp.where(whole > 0, whole, 1), 0)
-    return jnp.where(factors.dead[:, :, None], 0, jnp.square(weights) * share[:, None] / (2 * inverse[:, :, None]))
+    return jnp.where(factors.dead[:, :, None], 0, jnp.square(weights) * shares[:, None] / (2 * inverse[:, :, None]))
 
 
 @functools.partial(jax.jit, static_argnums=1)

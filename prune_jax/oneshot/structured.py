@@ -108,14 +108,13 @@ def _table(units: np.ndarray, size: int) -> np.ndarray:
 
 
 def curve(weights: jax.Array, factors: Factors, units: np.ndarray, size: int) -> np.ndarray:
-    """(size,): the squared error of the outputs over their own square once 0, 1, ... size - 1 units are closed.
+    """(size,) float64: the squared error of the outputs once 0, 1, ... size - 1 units are closed.
 
     Args:
       weights, units, size: as remove's.
     """
     *_, costs = _remove(weights, factors, jnp.asarray(_table(units, size)), jnp.asarray(units), size - 1)
-    whole = float(jnp.sum(weights * jnp.dot(factors.hessian, weights, precision=jax.lax.Precision.HIGHEST)))
-    return np.concatenate([[0.0], np.cumsum(np.asarray(costs, np.float64))]) / max(whole, 1e-30)
+    return np.concatenate([[0.0], np.cumsum(np.asarray(costs, np.float64))])
 
 
 def share(
@@ -198,18 +197,21 @@ def _remove(
     dense = weights
     weights = jnp.where(factors.dead[:, None], 0, weights)
 
+    # Units of one input, such as columns, need no solver, which would be called for every number.
+    solve = jnp.linalg.solve if table.shape[1] > 1 else lambda a, b: b / a
+    product = functools.partial(jnp.dot, precision=at) if table.shape[1] > 1 else jnp.multiply
+
     def close(i: jax.Array, carry: tuple) -> tuple:
         weights, inverse, opened, costs = carry
         blocks = jnp.where(both, inverse[table[:, :, None], table[:, None, :]], eye)
+        blocks = jnp.where(opened[:, None, None], blocks, eye)  # a unit that is closed has a block of 0
         own = jnp.where(there[:, :, None], weights[table], 0)  # (units, width, outputs)
-        # A unit that is closed has a block of 0.
-        solved = jnp.linalg.solve(jnp.where(opened[:, None, None], blocks, eye), own)
-        cost = jnp.where(opened, jnp.sum(own * solved, axis=(1, 2)), jnp.inf)
+        cost = jnp.sum(own * solve(blocks, own), axis=(1, 2))
+        cost = jnp.where(opened, cost, jnp.inf)
         unit = jnp.argmin(cost)
-        block = jnp.where(opened[unit], blocks[unit], eye)
         columns = jnp.where(there[unit][:, None], inverse[table[unit]], 0)  # (width, inputs)
-        weights = weights - jnp.dot(columns.T, solved[unit], precision=at)
-        inverse = inverse - jnp.dot(columns.T, jnp.linalg.solve(block, columns), precision=at)
+        weights = weights - product(columns.T, solve(blocks[unit], own[unit]))
+        inverse = inverse - product(columns.T, solve(blocks[unit], columns))
         gone = units == unit
         weights = jnp.where(gone[:, None], 0, weights)
         return weights, inverse, opened.at[unit].set(False), costs.at[i].set(cost[unit])

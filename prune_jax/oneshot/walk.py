@@ -5,6 +5,7 @@ stack's layers. Values that no input has a part in are made anew where they are 
 """
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -165,7 +166,7 @@ class Walk:
                 raise ValueError(f"the outputs' gradient is not finite in batch {i}; allowed: scope='local'")
 
     def moments(
-        self, site: int, dense: "Walk | None" = None, piece: int | None = None
+        self, site: int, dense: "Walk | None" = None, pieces: Sequence[int] = ()
     ) -> tuple[jax.Array, jax.Array | None]:
         """(batch, inputs, inputs) float32, the mean of x x^T over what a site reads; moves all batches up to it.
 
@@ -173,7 +174,7 @@ class Walk:
 
         Args:
           dense: the walk of another network of the same form.
-          piece: of the site, by whose slopes rows count after `guide`. The sum is returned then, and not the mean.
+          pieces: of the site, by whose slopes rows count after `guide`. The sum is returned then, and not the mean.
         Returns:
           (that mean, the mean of x y^T with y what the other network's site reads, or None).
         Raises:
@@ -183,7 +184,7 @@ class Walk:
         rows, finite = 0.0, []
         for i in range(self.number):
             flat, sites = self._of[i]
-            uses = sites[site].uses if piece is None else sites[site].pieces[piece].uses
+            uses = sites[site].pieces[pieces[0]].uses if pieces else sites[site].uses
             targets, ops, leaves = self._reach(i, site, uses)
             places = self._places[i]
             along = [None if places is None else uses_lib.weighted(use, places) for use in uses]
@@ -197,7 +198,8 @@ class Walk:
                 square = (width[0], width[2], width[2])
                 total = tuple(jnp.zeros(square, jnp.float32) for _ in range(1 if dense is None else 2))
             held = None if places is None else jnp.asarray(places)
-            own = None if piece is None else self.slopes[i][site][piece].rows
+            slopes = [self.slopes[i][site][piece].rows for piece in pieces]
+            own = [functools.reduce(jnp.add, rows) for rows in zip(*slopes, strict=True)] if pieces else None
             besides = (own, None if dense is None else dense._read(i, site))
             total, ok = fn(total, held, besides, *(self._given(i, flat, number) for number in ordered))
             finite.append(ok)
@@ -205,7 +207,7 @@ class Walk:
         for i, ok in enumerate(jax.device_get(finite)):
             if not ok:
                 raise ValueError(f"the inputs of {self.sites[site].pieces[0].name} are not finite in batch {i}")
-        scale = rows or 1 if piece is None else 1
+        scale = 1 if pieces else rows or 1
         return total[0] / scale, None if dense is None else total[1] / scale
 
     def _read(self, i: int, site: int) -> list[jax.Array]:
