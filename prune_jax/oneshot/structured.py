@@ -18,6 +18,8 @@ from prune_jax.oneshot.uses import Piece, Site
 from prune_jax.pruning import structure as structure_lib
 from prune_jax.pruning.structure import Group
 
+_TOGETHER = 128  # inputs whose closing is written to the weights and the inverse at once
+
 
 class Reading(NamedTuple):
     """A group at the site that reads it: the pieces that do, and the unit of each of their inputs, -1 for none."""
@@ -189,39 +191,60 @@ def _cheapest(per_unit: dict[int, int], curves: dict[int, np.ndarray], goal: flo
 def _remove(
     weights: jax.Array, factors: Factors, table: jax.Array, units: jax.Array, k: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The weights, what is open, and (k,) what each unit that closes adds to the squared error."""
-    at = jax.lax.Precision.HIGHEST
-    there, size = table >= 0, len(table)
-    both = there[:, :, None] & there[:, None, :]
-    eye = jnp.eye(table.shape[1], dtype=weights.dtype)
-    dense = weights
-    weights = jnp.where(factors.dead[:, None], 0, weights)
+    """The weights, what is open, and (k,) what each unit that closes adds to the squared error.
 
-    # Units of one input, such as columns, need no solver, which would be called for every number.
-    solve = jnp.linalg.solve if table.shape[1] > 1 else lambda a, b: b / a
-    product = functools.partial(jnp.dot, precision=at) if table.shape[1] > 1 else jnp.multiply
+    A unit u costs tr(w' b^-1 w), of its weights w and its block b of the inverse Hessian. What its closing changes,
+    H^-1 - c c' and W - c s with c = H^-1[:, u] L^-T, s = L^-1 w and b = L L', is held back for some units, so that both
+    are written once per _TOGETHER inputs; blocks and w w' of every unit follow at once.
+    """
+    there, (size, width) = table >= 0, table.shape
+    inputs, outputs = weights.shape
+    held = max(_TOGETHER // width, 1)
+    pairs = there[:, :, None] & there[:, None, :]
+    eye = jnp.eye(width, dtype=weights.dtype)
+    dot = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    solve = jnp.linalg.solve if width > 1 else lambda a, b: b / a  # which would be called for every number
+    dense = weights
 
     def close(i: jax.Array, carry: tuple) -> tuple:
-        weights, inverse, opened, costs = carry
-        blocks = jnp.where(both, inverse[table[:, :, None], table[:, None, :]], eye)
-        blocks = jnp.where(opened[:, None, None], blocks, eye)  # a unit that is closed has a block of 0
-        own = jnp.where(there[:, :, None], weights[table], 0)  # (units, width, outputs)
-        cost = jnp.sum(own * solve(blocks, own), axis=(1, 2))
-        cost = jnp.where(opened, cost, jnp.inf)
-        unit = jnp.argmin(cost)
-        columns = jnp.where(there[unit][:, None], inverse[table[unit]], 0)  # (width, inputs)
-        weights = weights - product(columns.T, solve(blocks[unit], own[unit]))
-        inverse = inverse - product(columns.T, solve(blocks[unit], columns))
-        gone = units == unit
-        weights = jnp.where(gone[:, None], 0, weights)
-        return weights, inverse, opened.at[unit].set(False), costs.at[i].set(cost[unit])
+        weights, inverse, opened, costs, blocks, squares, c, s = carry
+        blocks_now = jnp.where(opened[:, None, None], blocks, eye)
+        ranked = jnp.trace(solve(blocks_now, squares), axis1=1, axis2=2)
+        unit = jnp.argmin(jnp.where(opened, ranked, jnp.inf))
+        at, mine = table[unit], there[unit][:, None]
+        rows = jnp.where(mine, inverse[at] - dot("ri,rn->in", c[:, at], c), 0)  # (width, inputs)
+        own = jnp.where(mine, weights[at] - dot("ri,ro->io", c[:, at], s), 0)
+        lower = jnp.linalg.cholesky(blocks_now[unit])
+        c_new, s_new = (jax.scipy.linalg.solve_triangular(lower, x, lower=True) for x in (rows, own))
+        c_new = jnp.where(jnp.where(units >= 0, opened[units], True), c_new, 0)
+        by_unit = jnp.where(there, c_new[:, table], 0)  # (width, units, their inputs)
+        product = dot("no,ao->an", weights, s_new) - dot("ra,rn->an", dot("ro,ao->ra", s, s_new), c)
+        crossed = dot("aui,auj->uij", by_unit, product[:, table])
+        blocks = blocks - dot("aui,auj->uij", by_unit, by_unit)
+        squares = squares - jnp.where(pairs, crossed + jnp.swapaxes(crossed, 1, 2), 0)
+        squares += dot("aui,ab,buj->uij", by_unit, dot("ao,bo->ab", s_new, s_new), by_unit)
+        start = (i % held) * width
+        c, s = (jax.lax.dynamic_update_slice(x, new, (start, 0)) for x, new in ((c, c_new), (s, s_new)))
+        opened, costs = opened.at[unit].set(False), costs.at[i].set(jnp.sum(jnp.square(s_new)))
+        return weights, inverse, opened, costs, blocks, squares, c, s
 
-    inverse = jnp.dot(factors.upper.T, factors.upper, precision=at)
-    start = (weights, inverse, jnp.ones(size, bool), jnp.zeros(max(k, 1), jnp.float32))
-    *_, opened, costs = jax.lax.fori_loop(0, k, close, start)
+    def some(turn: jax.Array, carry: tuple) -> tuple:
+        weights, inverse, opened, costs = carry
+        blocks = jnp.where(pairs, inverse[table[:, :, None], table[:, None, :]], eye)
+        own = jnp.where(there[:, :, None], weights[table], 0)  # (units, width, outputs)
+        none = jnp.zeros((held * width, inputs)), jnp.zeros((held * width, outputs))
+        carry = (*carry, blocks, dot("uio,ujo->uij", own, own), *none)
+        first, last = turn * held, jnp.minimum((turn + 1) * held, k)
+        *_, opened, costs, _, _, c, s = jax.lax.fori_loop(first, last, close, carry)
+        left = jnp.where(units >= 0, opened[units], True)[:, None]
+        return jnp.where(left, weights - dot("rn,ro->no", c, s), 0), inverse - dot("rn,rm->nm", c, c), opened, costs
+
+    inverse = dot("ri,rj->ij", factors.upper, factors.upper)
+    start = jnp.where(factors.dead[:, None], 0, weights), inverse, jnp.ones(size, bool), jnp.zeros(max(k, 1))
+    *_, opened, costs = jax.lax.fori_loop(0, -(-k // held), some, start)
     left = jnp.where(units >= 0, opened[units], True)
     # Exact at the end: what many small corrections lose is not kept.
-    wanted = jnp.where(left[:, None], jnp.dot(factors.hessian, dense, precision=at), 0)
+    wanted = jnp.where(left[:, None], dot("ij,jo->io", factors.hessian, dense), 0)
     kept = jnp.where(left[:, None] & left[None, :], factors.hessian, 0) + jnp.diag(jnp.where(left, 0.0, 1.0))
     new = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(kept, lower=True), wanted)
     return jnp.where(left[:, None], new, 0), opened, costs[:k]
