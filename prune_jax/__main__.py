@@ -5,6 +5,7 @@ it has a default. --kind chooses among the checkpoints of a run.
 """
 
 import ast
+import errno
 import importlib
 import logging
 import os
@@ -48,6 +49,9 @@ _WINDOWS = (
     "the program needs the file locks and signals of a POSIX system, and this is Windows; run it in WSL 2 (the "
     "library, import prune_jax, needs neither)"
 )
+
+
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 INTERRUPTED = 130  # the exit code after Ctrl-C
@@ -107,6 +111,10 @@ def run(module: str, argv: Sequence[str], name: str) -> int:
         message, code = error, error.exit_code
         threading.excepthook = lambda args: None  # a sink's thread that meets the same full disk on its way out
         warnings.simplefilter("ignore", RuntimeWarning)  # a save that failed leaves coroutines that nobody awaits
+    except OSError as error:  # of a file or folder of the user's, where no reader has told it
+        if error.errno not in _UNUSABLE or error.filename is None:
+            raise
+        message, code = f"cannot use {error.filename}: {error.strerror}", 2
     except KeyboardInterrupt:
         message, code = "interrupted", INTERRUPTED
     except (RuntimeError, AssertionError) as error:  # of cuda without its package an AssertionError

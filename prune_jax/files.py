@@ -52,7 +52,17 @@ def expanded(text: str, what: str) -> str:
 
 
 def visible(folder, pattern: str = "*") -> list[Path]:
-    """The entries of a folder in order, without hidden ones, which notebooks, desktops and archives leave behind."""
+    """The entries of a folder in order, without hidden ones, which notebooks, desktops and archives leave behind.
+
+    Raises:
+      UserError: the folder, or with ** one below it, cannot be listed; glob would take it for an empty one.
+    """
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}")
+
+    for _, below, _ in os.walk(folder, onerror=fail) if Path(folder).is_dir() else ():
+        below[:] = [name for name in below if "**" in pattern and not name.startswith(".")]
     found = Path(folder).glob(pattern)
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 

@@ -1,6 +1,8 @@
 """The command line as a whole: it answers at once, its commands look alike, and every default is told."""
 
+import errno
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -12,6 +14,7 @@ from conftest import ROOT
 
 import prune_jax
 from prune_jax import __main__ as command_line
+from prune_jax import files
 from prune_jax.errors import UserError
 from prune_jax.run.commands import arguments
 
@@ -47,6 +50,37 @@ def test_a_reader_that_leaves_early_hears_nothing(command):
     shell = f"{shlex.join([sys.executable, *command])} | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode in (0, 141) and done.stderr == ""  # argparse's own help minds no closed pipe
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EACCES, 2), (errno.ENAMETOOLONG, 2), (errno.EBADF, None)])
+def test_a_file_that_cannot_be_used_is_one_line(number, code, monkeypatch, capsys):
+    def main(argv):
+        raise OSError(number, os.strerror(number), "a/b")
+
+    monkeypatch.setattr("prune_jax.run.commands.compare.main", main)
+    if code is None:
+        with pytest.raises(OSError, match="a/b"):
+            command_line.main(["compare", "x"])
+        return
+    assert command_line.main(["compare", "x"]) == code
+    assert capsys.readouterr().err == f"compare: cannot use a/b: {os.strerror(number)}\n"
+
+
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path, monkeypatch):
+    real = os.scandir
+
+    def scandir(path):  # as of a folder of another user, which root does not meet
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path)
+
+    for name in ("closed", "open", ".closed"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert [path.name for path in files.visible(tmp_path)] == ["closed", "open"]
+    for folder, pattern in ((tmp_path / "closed", "*"), (tmp_path, "**/*")):
+        with pytest.raises(UserError, match=r"cannot read .*/closed: Permission denied"):
+            files.visible(folder, pattern)
 
 
 def test_version(capsys):

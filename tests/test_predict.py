@@ -61,7 +61,7 @@ def test_a_run_its_export_and_its_artifact_agree(run, tmp_path, capsys):
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
 def test_files_in_and_out(suffix, run, tmp_path, capsys):
     rows = [{"id": 7, "text": "bad, film"}, {"id": 8, "text": ""}, {"id": 9, "text": "good ü"}]
-    path, out = tmp_path / f"in.{suffix}", tmp_path / f"out.{suffix}"
+    path, out = tmp_path / f"in.{suffix.upper()}", tmp_path / f"out.{suffix}"
     with open(path, "w", encoding="utf-8-sig", newline="") as file:
         if suffix == "jsonl":
             file.write("".join(json.dumps(row) + "\n" for row in rows))
@@ -156,6 +156,7 @@ def test_images(tmp_path, capsys):
             ["--text", "a", "--out", "x.xlsx"],
             "--out is 'x.xlsx'; allowed: a file whose name ends in .csv, .tsv, .jsonl",
         ),
+        (["--in", "y.csv", "--out", "./y.csv"], "--out is './y.csv', which is the file of --in; allowed: another"),
         (["--text", "a", "--out", "no/where.csv"], "there is no folder no"),
         (["--text", "a", "--columns", "b"], "--columns is b; allowed: one or two columns of the file of --in"),
         (["--in", "t.csv", "--columns", "a", "b", "c"], "--columns is a b c; allowed: one or two columns"),

@@ -62,7 +62,9 @@ def layout(path, columns: Sequence[str]) -> tuple[str, list[str]]:
     opener = gzip.open if name.endswith(".gz") else open
     try:
         with opener(path, "rt", encoding="utf-8-sig", newline="") as file, cells_of_any_length():
-            found = "\t" if name.removesuffix(".gz").endswith(".tsv") else _separator_of(file.readline(), columns)
+            found = (
+                "\t" if name.removesuffix(".gz").lower().endswith(".tsv") else _separator_of(file.readline(), columns)
+            )
             file.seek(0)
             return found, _check(name, csv.reader(file, delimiter=found, strict=True), columns)
     except UnicodeDecodeError as error:

@@ -35,6 +35,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
     tensors = {}
     try:
+        with open(path, "rb"):  # the library calls each file that it cannot open missing
+            pass
         with safetensors.safe_open(path, "numpy") as file:
             for name in file.keys():  # noqa: SIM118, not a dict
                 try:

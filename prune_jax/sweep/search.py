@@ -11,9 +11,8 @@ OUT_DIR/best.json holds the best trial so far. The same command goes on with the
 whose loss does not stay finite is given up. Any other failure ends the search, with the end of OUT_DIR/logs/<n>.log.
 """
 
-import contextlib
-import fcntl
 import math
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -255,17 +254,6 @@ class _Search:
         return record
 
 
-@contextlib.contextmanager
-def _locked(out: Path):
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out} is in use by another search") from None
-        yield
-
-
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     parser = arguments.parser("search", __doc__)
@@ -292,11 +280,14 @@ def main(argv: Sequence[str]) -> None:
     if args.trials < 1 or args.holdout < 1:
         raise UserError(f"--trials is {args.trials}, --holdout is {args.holdout}; allowed: at least 1")
     _optuna()
-    with _locked(Path(args.out)):
-        search = _Search(args, flags)
-        search.requeue()
-        search.optimize(args.trials, args.timeout)
-        record = search.report()
+    out = Path(args.out)
+    files.check_writable(out)
+    out.mkdir(parents=True, exist_ok=True)
+    workdir_lib.lock(Path(os.path.realpath(out)), args.out, "OUT_DIR")
+    search = _Search(args, flags)
+    search.requeue()
+    search.optimize(args.trials, args.timeout)
+    record = search.report()
     if record is None:
         raise UserError(f"no trial of {args.out} has finished; a smaller --range of train.learning_rate may help")
     best = record["best"]

@@ -15,6 +15,7 @@ With --glue, the test splits of the runs' tasks are predicted and zipped as glue
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +50,11 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--out is {args.out!r}; allowed: a file whose name ends in {', '.join(suffixes)}")
     if out and not out.absolute().parent.is_dir():
         raise UserError(f"{out} cannot be written: there is no folder {out.parent}")
+    if out:
+        if out.is_dir() or (args.source and os.path.realpath(out) == os.path.realpath(args.source)):
+            what = "a folder" if out.is_dir() else "the file of --in"
+            raise UserError(f"--out is {args.out!r}, which is {what}; allowed: another file")
+        files.check_writable(out.absolute().parent)  # rather than after all rows
     if args.columns and (not args.source or len(args.columns) > 2):
         raise UserError(f"--columns is {' '.join(args.columns)}; allowed: one or two columns of the file of --in")
     if len(args.paths) > 1 and not args.glue:
@@ -96,13 +102,14 @@ def _read(path: Path, network, columns: list[str] | None) -> tuple[list[dict], l
             raise UserError(f"{path} holds no images ({', '.join(_IMAGES)})")
         return [{"image": image} for image in found], ["image"]
     try:
-        if path.suffix in _TABLES:
+        kind = path.suffix.lower()
+        if kind in _TABLES:
             separator, names = delimited.layout(path, columns)
             with open(path, encoding="utf-8-sig", newline="") as file, delimited.cells_of_any_length():
                 rows = list(csv.DictReader(file, delimited.distinct(names), delimiter=separator))[1:]
-        elif path.suffix == ".jsonl":
+        elif kind == ".jsonl":
             rows = json_lines.read(path)
-        elif path.suffix == ".txt":
+        elif kind == ".txt":
             lines = path.read_text(encoding="utf-8-sig").split("\n")
             lines = lines[:-1] if lines[-1] == "" else lines
             rows, columns = [{"text": line.rstrip("\r")} for line in lines], ["text"]
