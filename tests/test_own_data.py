@@ -119,7 +119,8 @@ def test_cells_are_taken_as_they_are_written(tmp_path, vocab):
     found = load("csv", vocab, train=write_csv(tmp_path / "t.csv", rows), eval=str(tmp_path / "t.csv"))
     assert texts(found.train) == ["na", "007", "a [UNK] [UNK] good [UNK] day", "", "[UNK]"]
     said = "t.csv: 1 of 5 texts is empty and read as such, the first in row 4"
-    assert [note.endswith(said) for note in found.notes] == [True, True]  # of both files
+    assert [note.endswith(said) for note in found.notes] == [True, True, False]  # of both files
+    assert found.notes[2] == "config.data.eval is config.data.train: what is evaluated on has been trained on"
 
 
 @pytest.mark.slow

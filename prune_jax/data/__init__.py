@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -118,6 +119,9 @@ def load(options: DataOptions, batch_size: int = 1, evals_only: bool = False) ->
     train, holdout = splits.pop(sources.TRAIN, None), options.holdout
     if train is None:
         return Dataset(task, next(iter(splits.values())).take(_NO_ROWS), splits, tok, buckets, how, notes)
+    same = options.eval and os.path.realpath(options.eval) == os.path.realpath(options.train)
+    if same and not holdout and not evals_only:
+        notes = (*notes, "config.data.eval is config.data.train: what is evaluated on has been trained on")
     if holdout:
         if holdout >= len(train):
             raise UserError(f"config.data.holdout is {holdout}; allowed: fewer than {len(train)} training examples")
