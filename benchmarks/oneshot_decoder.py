@@ -9,6 +9,7 @@ file already are not measured again.
 import argparse
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -45,12 +46,14 @@ def main() -> None:
             out, start = Path(scratch) / "out", time.monotonic()
             flags = [f"--{name}={value}" for name, value in case.items() if name != "correct"]
             flags += [f"--data={args.text}", *(["--correct"] if case["correct"] else [])]
-            subprocess.run(
-                [sys.executable, "-m", "prune_jax", "oneshot", str(args.checkpoint), str(out), *flags], check=True
-            )
+            command = [sys.executable, "-m", "prune_jax", "oneshot", str(args.checkpoint), str(out), *flags]
+            _, status, usage = os.wait4(subprocess.Popen(command).pid, 0)
+            if status:
+                raise SystemExit(f"it ended with {os.waitstatus_to_exitcode(status)}: {' '.join(command)}")
             summary = json.loads((out / "oneshot.json").read_text())
             shutil.rmtree(out)
         line = case | {name: summary[name] for name in KEPT} | {"whole_seconds": round(time.monotonic() - start, 1)}
+        line |= {"peak_gib": round(usage.ru_maxrss / 2**20, 2)}
         line |= {"error": max(layer["error"] for layer in summary["layers"])}
         harness.add(args.out, **line)
 
