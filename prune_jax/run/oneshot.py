@@ -26,6 +26,7 @@ from prune_jax.pruning.plan import KEEP, Plan, Rule
 
 Tree = Any
 ROWS = 32  # of a batch; few, for each length of text is compiled
+_PLACES = 1024  # tokens of a batch of several texts, at most: a backward pass holds what each layer makes of them
 _WIDTH = 8  # batches of text are padded to the next multiple of it
 
 
@@ -53,10 +54,14 @@ def batches(
     rows = np.random.default_rng((seed, 0)).permutation(len(split))[:examples]
     rows = rows[np.argsort(split.lengths[rows], kind="stable")]
     made, masks = [], []
-    for start in range(0, examples, at_once):
-        own = rows[start : start + at_once]
-        longest = int(split.lengths[own].max())
-        length = longest if longest == 1 else min(-(-longest // _WIDTH) * _WIDTH, dataset.buckets[-1])
+
+    def padded(longest: int) -> int:
+        return longest if longest == 1 else min(-(-longest // _WIDTH) * _WIDTH, dataset.buckets[-1])
+
+    while len(rows):
+        several = [padded(int(split.lengths[row])) * n <= _PLACES for n, row in enumerate(rows[:at_once], 1)]
+        own, rows = np.split(rows, [max(sum(several), 1)])
+        length = padded(int(split.lengths[own].max()))
         batch = split.batch(own, length, len(own))
         made.append(tuple(jnp.asarray(batch[name]) for name in model.inputs))
         masks.append(batch.get("attention_mask"))
