@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from prune_jax.errors import Stopped, UserError
 from prune_jax.oneshot import structured
 from prune_jax.pruning import trees
 from prune_jax.run import folder as runs
-from prune_jax.run import train
+from prune_jax.run import oneshot, train
 
 
 @pytest.fixture
@@ -164,6 +165,29 @@ def test_a_mistake_is_one_message(keys, message, config, tmp_path):
         train.train_and_evaluate(config, tmp_path / "run")
     assert message in str(told.value)
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_batch_has_at_most_so_many_tokens_and_every_example_is_in_one():
+    """A backward pass of a decoder holds what each layer makes of them."""
+    lengths = np.repeat([5, 30, 250, 700, 2000], [70, 40, 6, 3, 2])
+
+    class Split:
+        def __len__(self):
+            return len(lengths)
+
+        def batch(self, rows, length, size):
+            assert size == len(rows) and (self.lengths[rows] <= length).all()
+            return {"input_ids": np.broadcast_to(rows[:, None], (size, length))}
+
+    split = Split()
+    split.lengths = lengths
+    dataset = SimpleNamespace(train=split, buckets=(2000,))
+    made, masks = oneshot.batches(SimpleNamespace(inputs=("input_ids",)), dataset, len(lengths), 0)
+    shapes = [inputs[0].shape for inputs in made]
+    assert masks is None and sorted(np.concatenate([x[0][:, 0] for x in made])) == list(range(len(lengths)))
+    assert all(n * length <= 1024 or n == 1 for n, length in shapes)
+    assert shapes[:2] == [(32, 8), (32, 8)] and shapes[-2:] == [(1, 2000)] * 2
+    assert any(shape == (4, 256) for shape in shapes) and len(shapes) < 14
 
 
 # The library: a budget of operations ---------------------------------------------------------------------------------

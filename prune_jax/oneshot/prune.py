@@ -90,7 +90,8 @@ def oneshot(
         cost with the survivors corrected, whatever the method.
       scope: where single weights close: "local", every kernel closes `sparsity` of its own; "global", those without a
         rule share it, so that the outputs of the network lose little (see `shares`). That takes a second pass over the
-        batches, and a backward pass of each; over a part of them where that gives each kernel 16 rows per input.
+        batches, and a backward pass of each, which holds what the network makes of a batch: let it be small. It goes
+        over a part of them where that gives each kernel 16 rows per input.
       target: what `sparsity` is of, where units close: "units", of each group; "flops", of the operations of a call
         with the first batch, which the groups then share so that the outputs of the network lose little. That takes
         passes as scope="global" does.
