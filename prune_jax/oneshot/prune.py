@@ -148,6 +148,7 @@ def oneshot(
     _check_named(params, dict(rules or {}), walk)
     job = _Job(walk, params, method, layouts, _progress(progress), walk.again() if correct else None)
     if usual.kind != "groups":
+        job.check()
         if scope == "local":
             return job.close_weights()
         own = plan_lib.assigned(params, dict(rules or {}))
@@ -245,13 +246,11 @@ class _Job:
         self._names = list(leaves)
         self.starts = np.concatenate([[0], np.cumsum([np.size(leaf) for leaf in leaves.values()], dtype=np.int64)])
         self._open: dict[str, np.ndarray] = {}
-        self._begun = time.monotonic()
+        self._begun = self._closing = time.monotonic()
 
     def close_weights(self, shares: Mapping[tuple[int, int], float] | None = None) -> tuple[Tree, Tree]:
         """All kernels by the method; shares: as of `shares`, where the layouts' are not those that close."""
-        for site in self._walk.sites:
-            for piece in site.pieces:
-                self._check(piece)
+        self._closing = time.monotonic()  # passes that compare kernels may have come before
         total, number, shares = sum(len(site.pieces) for site in self._walk.sites), 0, shares or {}
         for at, site in enumerate(self._walk.sites):
             factors, cross = self._factors(at, site)
@@ -310,6 +309,7 @@ class _Job:
 
     def close_groups(self, found: dict[int, structured.Reading], counts: dict[int, int]) -> tuple[Tree, Tree]:
         """Units of groups, each where it is read: so many as `counts` says of its site."""
+        self._closing = time.monotonic()
         sites = self._walk.sites
         closed: list[tuple[Group, np.ndarray]] = []
         for number, at in enumerate(sorted(found), 1):
@@ -346,6 +346,12 @@ class _Job:
         if not np.isfinite(np.asarray(factors.damp)).all():
             raise ValueError(f"the Hessian of {site.pieces[0].name} is singular at every dampening that was tried")
         return factors, cross
+
+    def check(self) -> None:
+        """Checks that the layouts divide their kernels. ValueError where one does not, before anything is computed."""
+        for site in self._walk.sites:
+            for piece in site.pieces:
+                self._check(piece)
 
     def _check(self, piece: Piece) -> None:
         layout, (_, outputs, inputs) = self._layouts[piece.name], piece.entries.shape
@@ -392,8 +398,9 @@ class _Job:
         return jax.tree.unflatten(jax.tree.structure(self._params), leaves)
 
     def _report(self, name: str, number: int, total: int, sparsity: float, error: float, done: int) -> None:
-        passed = time.monotonic() - self._begun
-        self._tell(Done(name, number, total, sparsity, error, passed, passed / done * (total - done)))
+        now = time.monotonic()
+        left = (now - self._closing) / done * (total - done)
+        self._tell(Done(name, number, total, sparsity, error, now - self._begun, left))
 
 
 @functools.lru_cache(maxsize=64)
