@@ -245,14 +245,22 @@ def test_the_table_of_memory_is_what_compiled_steps_take():
 
 def test_the_tables_of_a_decoder_in_one_shot_and_of_kills_are_their_measurements():
     _, dense, *rows = table("oneshot.md", "A decoder: SmolLM2-135M-Instruct")
-    measured = {(row["method"].lower(), row["scope"], row["correct"]): row for row in rows_of("oneshot_decoder.jsonl")}
+    names = ("method", "scope", "correct", "sparsity")
+    measured = {tuple(row[name] for name in names): row for row in rows_of("oneshot_decoder.jsonl")}
     assert len(rows) == len(measured)
     for method, closed, scope, correct, perplexity, ratio, error, minutes in rows:
-        row = measured[method.lower(), scope, correct == "yes"]
+        row = measured[method.lower(), scope, correct == "yes", int(closed.removesuffix(" %")) / 100]
         before, after = row["metric_before"], row["metric_after"]
-        assert (closed, dense[4]) == (f"{row['sparsity']:.0%}".replace("%", " %"), f"{before:.1f}")
+        assert dense[4] == f"{before:.1f}"
         assert (perplexity, ratio) == (f"{after:.1f}", f"{after / before:.2f}")
         assert (error, minutes) == (f"{row['error']:.3f}", f"{row['whole_seconds'] / 60:.0f}")
+    _, dense, *rows = table("oneshot.md", "Heads and feed-forward columns, by operations")
+    measured = sorted((row for row in rows_of("oneshot_calibration.jsonl") if "target" in row), key=lambda r: r["loss"])
+    assert len(rows) == len(measured)
+    for (closed, _, *cells), row in zip(rows, measured, strict=True):
+        assert closed == f"{100 * row['sparsity']:.0f} %"
+        assert cells == [f"{row['metric']:.4f}", f"{row['held_metric']:.4f}", f"{row['held_loss']:.3f}"]
+        assert dense[2:4] == [f"{row['dense']:.4f}", f"{row['held_dense']:.4f}"]
     page = (PAGES / "survival.md").read_text(encoding="utf-8")
     kills = [re.findall(r"[^|]+", line)[1:4] for line in page.splitlines() if re.match(r"\| [^|]+ \| \d+ \|", line)]
     found = rows_of("kills.jsonl")

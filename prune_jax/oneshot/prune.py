@@ -153,9 +153,8 @@ def oneshot(
             return job.close_weights()
         own = plan_lib.assigned(params, dict(rules or {}))
         free = {name for name in layouts if name not in own or (own[name].sparsity is None and not own[name].structure)}
-        guided = walk.again(_ROWS_PER_INPUT)
-        guided.guide(jax.random.key(0))
-        return job.close_weights(_Job(guided, params, method, layouts, _mute).shares(free, sparsity))
+        shares = _Job(_guided(walk), params, method, layouts, _mute).shares(free, sparsity)
+        return job.close_weights(shares)
     patterns = plan_lib.ruled(params, dict(rules or {}))
     kept = {name: pattern for name, pattern in patterns.items() if rules and rules[pattern].keep}
     graph = graph_lib.trace(fn, params, *walk.example)
@@ -164,11 +163,16 @@ def oneshot(
     if target == "units":
         counts = {at: min(round(sparsity * r.group.size), r.group.size - 1) for at, r in found.items()}
     else:
-        guided = walk.again(_ROWS_PER_INPUT)
-        guided.guide(jax.random.key(0))
-        curves = _Job(guided, params, method, layouts, _mute).curves(found)
+        curves = _Job(_guided(walk), params, method, layouts, _mute).curves(found)
         counts = structured.share(graph, params, found, curves, sparsity)
     return job.close_groups(found, counts)
+
+
+def _guided(walk: Walk) -> Walk:
+    """Another walk, over as many batches as tell kernels and groups apart, that knows their slopes."""
+    other = walk.again(_ROWS_PER_INPUT)
+    other.guide(jax.random.key(0))
+    return other
 
 
 def _as_oneshot(method: Any) -> OneShot:
